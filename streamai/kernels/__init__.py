@@ -1,0 +1,21 @@
+"""numba kernels; import nothing of ours.
+
+numba does not see that a callee in another file has changed and would serve stale machine code, so its
+cache folder is named by a digest of all kernel sources. Import this before any `@njit`.
+"""
+
+import hashlib
+import os
+import pathlib
+
+import numba
+
+_here = pathlib.Path(__file__).parent
+SOURCES_DIGEST = hashlib.blake2b(
+    b"".join(p.read_bytes() for p in sorted(_here.glob("*.py"))), digest_size=8
+).hexdigest()
+numba.config.CACHE_DIR = os.path.join(
+    os.environ.get("STREAMAI_KERNEL_CACHE", os.path.expanduser("~/.cache/streamai")), SOURCES_DIGEST
+)
+jit = dict(cache=True, nogil=True, error_model="numpy")
+"""Options of every kernel. No fastmath, no parallel: the same bits everywhere."""
