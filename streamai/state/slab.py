@@ -1,0 +1,163 @@
+"""Rows of one kind of key in memory: fixed size, fixed number, found by hash.
+
+A row is R bytes, R a multiple of 8, all zero for a key that was never seen:
+
+    cell 0   i8   newest event time, ns
+    cell 1   i8   number of events
+    cell 2   u8   digest of the model that made the LM state
+    then     book (8 cells), the plan's cells, the event ring, the LM state (Layout says where)
+
+What lies in the row is what is stored, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from streamai.errors import StateError
+from streamai.kernels import index, slots
+
+HEADER_CELLS = 3
+BOOK_CELLS = 8
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things lie in a row; offsets in 8-byte cells unless the name says bytes.
+
+    plan_cells  state of the features
+    ring        events kept; entry_bytes each: token i4, kind u1, gap u1, side i1[entry_bytes - 6]
+    lm_floats   f4 numbers of LM state
+    """
+
+    plan_cells: int
+    ring: int
+    entry_bytes: int
+    lm_floats: int
+
+    @property
+    def plan_at(self) -> int:
+        return HEADER_CELLS + BOOK_CELLS
+
+    @property
+    def ring_at(self) -> int:
+        return self.plan_at + self.plan_cells
+
+    @property
+    def lm_at(self) -> int:
+        return self.ring_at + (self.ring * self.entry_bytes + 7) // 8
+
+    @property
+    def cells(self) -> int:
+        return self.lm_at + (self.lm_floats + 1) // 2
+
+    @property
+    def row_bytes(self) -> int:
+        return 8 * self.cells
+
+
+class Slab:
+    """`rows_max` rows with an index. Only clean rows are ever evicted.
+
+    A row is dirty when it changed since the last barrier, in flight while a checkpoint that holds it
+    is not yet written, and clean otherwise.
+    """
+
+    def __init__(self, rows_max: int, layout: Layout) -> None:
+        if rows_max < 1:
+            raise StateError(f"rows_max is {rows_max}; a slab needs at least one row")
+        self.layout, self.capacity, self.used = layout, rows_max, 0
+        self.rows = np.zeros((rows_max, layout.row_bytes), "u1")
+        self.hash0, self.hash1 = np.zeros(rows_max, "u8"), np.zeros(rows_max, "u8")
+        self.table = np.zeros(1 << max(4, (2 * rows_max - 1).bit_length()), "i4")
+        self.keys: list[bytes] = [b""] * rows_max
+        self.dirty = np.zeros(rows_max, "u1")
+        self.in_flight = np.zeros(rows_max, "u1")
+        self.recent = np.zeros(rows_max, "u1")  # touched since the eviction hand last passed
+        self.pinned = np.zeros(rows_max, "i8")  # number of the batch that last needed the row
+        self.dirty_slots = np.zeros(rows_max, "i4")  # written by the step kernel
+        self.batch = 0
+        self.hand = 0
+        self.evicted = self.loaded = 0
+
+    def view(self, dtype: str) -> np.ndarray:
+        """The rows as [rows_max, ...] of another type: the same memory."""
+        return self.rows.view(dtype)
+
+    def locate(self, events, out: np.ndarray, load: Callable) -> int:
+        """Slots of the events into out i4[n]; rows that are not here are loaded or begun.
+
+        Returns how many of the events, from the first on, have a slot: fewer than n when every row that
+        could make room is dirty, in flight or needed by these events.
+        """
+        missing = index.locate(self.table, self.hash0, self.hash1, events.rows, out)
+        self.batch += 1
+        if missing == 0:
+            return len(events)
+        return self._admit(events, out, load)
+
+    def _admit(self, events, out: np.ndarray, load: Callable) -> int:
+        absent = np.flatnonzero(out[: len(events)] < 0)
+        h0, h1 = events.rows["hash0"], events.rows["hash1"]
+        names = {int(i): h0[i].tobytes() + h1[i].tobytes() for i in absent}
+        order = list(dict.fromkeys(names.values()))
+        stored = dict(zip(order, load(order), strict=True))
+        for i in range(len(events)):
+            slot = int(out[i])
+            # an eviction for an earlier event of this batch may have taken the row
+            if slot < 0 or self.hash0[slot] != h0[i] or self.hash1[slot] != h1[i]:
+                slot = int(index.find(self.table, self.hash0, self.hash1, h0[i], h1[i]))
+            if slot < 0:
+                slot = self._free()
+                if slot < 0:
+                    return i
+                name = names.get(i) or h0[i].tobytes() + h1[i].tobytes()
+                if name not in stored:
+                    stored[name] = load([name])[0]
+                self._fill(slot, h0[i], h1[i], events.key(i), stored[name])
+            self.pinned[slot] = self.batch
+            out[i] = slot
+        return len(events)
+
+    def _free(self) -> int:
+        if self.used < self.capacity:
+            self.used += 1
+            return self.used - 1
+        slot, self.hand = slots.victim(
+            self.dirty, self.in_flight, self.pinned, self.recent, self.batch, self.hand
+        )
+        if slot >= 0:
+            index.remove(self.table, self.hash0, slot)
+            self.evicted += 1
+        return int(slot)
+
+    def _fill(self, slot: int, h0: np.uint64, h1: np.uint64, key: bytes, value: bytes | None) -> None:
+        row = self.rows[slot]
+        if value is None:
+            row[:] = 0
+        else:
+            at = 2 + int.from_bytes(value[:2], "little")
+            if len(value) - at != row.size:
+                raise StateError(
+                    f"the stored row of key {value[2:at]!r} has {len(value) - at} bytes, this flow's rows have "
+                    f"{row.size}. The views or the model's size changed: remove the state folder to rebuild it."
+                )
+            row[:] = np.frombuffer(value, "u1", offset=at)
+            self.loaded += 1
+        self.hash0[slot], self.hash1[slot], self.keys[slot] = h0, h1, key
+        index.insert(self.table, self.hash0, h0, slot)
+
+    def take_dirty(self, count: int) -> tuple[np.ndarray, np.ndarray, list[bytes], list[bytes]]:
+        """Copies of the rows dirtied since the last barrier: slots, rows, hashes, keys. They are in flight now."""
+        which = np.sort(self.dirty_slots[:count])
+        self.dirty[which] = 0
+        self.in_flight[which] += 1
+        hashes = [a.tobytes() + b.tobytes() for a, b in zip(self.hash0[which], self.hash1[which], strict=True)]
+        return which, self.rows[which], hashes, [self.keys[s] for s in which.tolist()]
+
+    def written(self, which: np.ndarray) -> None:
+        """The checkpoint with these slots is on disk."""
+        self.in_flight[which] -= 1
