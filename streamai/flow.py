@@ -1,0 +1,165 @@
+"""A flow: which topic is read, what is kept, who scores, what comes out. Checked when it is built."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from streamai.deadline import Tier
+from streamai.errors import DeclarationError
+from streamai.events import SCHEMAS, Schema
+
+HORIZONS = ("100ms", "1s", "5s", "10ev", "100ev")
+"""What a market model forecasts: the sign of the mid's move after so much time or so many events."""
+
+CATCH_UP = {"prior": Tier.PRIOR, "full": Tier.FULL, "silent": Tier.SILENT}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Item-to-item counts kept by a flow with a catalogue; defaults and reasons: docs/decisions.md.
+
+    neighbours  slots an item; window: how many items before an event it is linked to
+    tau_days    decay time of counts and popularity; fast_tau_days: of the popularity used as fallback
+    """
+
+    neighbours: int = 64
+    window: int = 20
+    scored: int = 15
+    tau_days: float = 365.0
+    fast_tau_days: float = 7.0
+
+
+@dataclass(frozen=True)
+class Flow:
+    """One source topic, its views and its scorer.
+
+    source            topic to read; its partitions are the flow's
+    views             FeatureView classes keyed by the schema's key or by its item
+    schema            events.CLICKS or events.MARKET; default: the one named by the views' source
+    catalogue         path of items (csv or parquet) or a Catalogue; a flow with one recommends
+    model             path of a weights file; None: features only (or counts only, with a catalogue)
+    scorer            the user's own njit function (features f4[n, F], hidden f4[n, d], out f4[n, k]), run on
+                      whole batches after the loop; `scorer_width` is k
+    decide            (scored, events) -> target f8[n], row by row: no row may look at another
+    budget_ms         from receive time to the scored event
+    disorder          how far behind the newest event time an event may come before it is late
+    catch_up          what events past their deadline get: "prior", "full" or "silent" (state only)
+    on_error          a poison event goes to the dead-letter topic, or "stop"s the worker
+    exclude_seen      leave out items still in the key's event ring
+    """
+
+    name: str
+    source: str
+    views: tuple = ()
+    schema: Schema | None = None
+    catalogue: object = None
+    model: str | Path | None = None
+    scorer: Callable | None = None
+    scorer_width: int = 1
+    decide: Callable | None = None
+    output: str = ""
+    budget_ms: float = 5.0
+    top_k: int = 10
+    ring: int = 64
+    candidates: int = 200
+    disorder: str = "10s"
+    max_skew: str = "5m"
+    catch_up: str = "prior"
+    on_error: str = "dead_letter"
+    publish_features: bool = True
+    exclude_seen: bool = False
+    horizons: tuple[str, ...] = HORIZONS
+    counts: Counts = field(default_factory=Counts)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "views", tuple(self.views))
+        if self.schema is None:
+            object.__setattr__(self, "schema", self._schema_of_views())
+        for view in self.views:
+            if view.key not in (self.schema.key, self.schema.item):
+                raise DeclarationError(
+                    f"flow {self.name!r}: {view.__name__} is keyed by {view.key!r}; events of {self.schema.name!r} "
+                    f"have {self.schema.key!r}" + (f" and {self.schema.item!r}" if self.schema.item else "")
+                )
+        if self.item_views and self.catalogue is None:
+            raise DeclarationError(
+                f"flow {self.name!r}: {self.item_views[0].__name__} is keyed by item; give the flow a catalogue"
+            )
+        if self.catch_up not in CATCH_UP:
+            raise DeclarationError(f"flow {self.name!r}: catch_up={self.catch_up!r}; write one of {list(CATCH_UP)}")
+        if self.on_error not in ("dead_letter", "stop"):
+            raise DeclarationError(f"flow {self.name!r}: on_error={self.on_error!r}; write 'dead_letter' or 'stop'")
+        if self.budget_ms <= 0 or self.top_k < 1 or self.ring < 1:
+            raise DeclarationError(f"flow {self.name!r}: budget_ms, top_k and ring must be positive")
+        if self.candidates < self.top_k:
+            raise DeclarationError(f"flow {self.name!r}: candidates={self.candidates} is below top_k={self.top_k}")
+        if not self.output:
+            object.__setattr__(self, "output", self._default_output())
+
+    def _schema_of_views(self) -> Schema:
+        names = {v.source for v in self.views}
+        if len(names) != 1 or not names <= SCHEMAS.keys():
+            raise DeclarationError(
+                f"flow {self.name!r}: a flow reads one topic; its views name {sorted(names)}, "
+                f"known schemas are {sorted(SCHEMAS)}. Give views of one source, or schema=."
+            )
+        return SCHEMAS[names.pop()]
+
+    def _default_output(self) -> str:
+        if self.scorer is not None:
+            return "scores"
+        if self.catalogue is not None:
+            return "recommendations"
+        return "signals" if self.model is not None else "features"
+
+    @property
+    def key_views(self) -> tuple:
+        return tuple(v for v in self.views if v.key == self.schema.key)
+
+    @property
+    def item_views(self) -> tuple:
+        return tuple(v for v in self.views if v.key == self.schema.item)
+
+    @property
+    def topics(self) -> dict[str, str]:
+        """Topic of each kind of output: result (None for features only), features, late, dead."""
+        out = {"features": f"{self.source}.features", "late": f"{self.source}.late", "dead": f"{self.source}.dead"}
+        if self.output != "features":
+            out["result"] = self.output
+        return out
+
+    def but(self, **changes) -> Flow:
+        """The same flow with some fields changed."""
+        if {"catalogue", "model", "scorer"} & changes.keys() and "output" not in changes:
+            changes["output"] = ""
+        return replace(self, **changes)
+
+    def replay(self, events, **options):
+        """Run the flow over a table of events (polars DataFrame or path) and return a DataFrame of results."""
+        from streamai.replay.run import replay_frame
+
+        return replay_frame(self, events, **options)
+
+
+def load(name: str) -> Flow:
+    """The flow of a module such as `agents.recommend`, imported from the current folder."""
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and name.startswith(error.name):
+            raise DeclarationError(
+                f"no module {name!r} in {here}; run from the folder that holds agents/ and features/"
+            ) from error
+        raise
+    flow = getattr(module, "flow", None)
+    if not isinstance(flow, Flow):
+        raise DeclarationError(f"{name} has no `flow = Flow(...)`")
+    return flow
