@@ -147,7 +147,9 @@ def _from_text(text: str, kind: type):
     """A value of the environment as `kind`; what does not fit is returned as text, for `_check` to refuse."""
     if kind is bool:
         word = text.strip().lower()
-        return True if word in ("1", "true", "yes", "on") else False if word in ("0", "false", "no", "off") else text
+        if word in ("1", "true", "yes", "on"):
+            return True
+        return False if word in ("0", "false", "no", "off") else text
     return text if kind is str else _number(text.strip(), kind)
 
 
@@ -189,7 +191,7 @@ def load(env: Mapping[str, str] | None = None, path: str | os.PathLike | None = 
     """Read the settings. `env` defaults to the process's environment.
 
     The file is `path`, else $STREAMAI_SETTINGS, else streamai.toml here, where there is one;
-    a file that was named must exist. Raises SettingsError: an unknown name, a wrong type or range, a bad file.
+    a file that was named must exist. Raises SettingsError for an unknown name, a wrong type, a bad file.
     """
     env = os.environ if env is None else env
     known = _names()
