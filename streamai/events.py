@@ -56,6 +56,7 @@ class Schema:
     columns: tuple[Column, ...]
     crossed: tuple[str, str] | None = None  # (bid, ask): bid > ask is a dead letter
     default_kind: str | None = None  # the kind of an event that names none
+    needs: tuple[tuple[str, str], ...] = ()  # (kind, column): an event of that kind must have it
 
     def column(self, name: str) -> int:
         """Index of a column by name; KeyError with the known names."""
@@ -94,6 +95,7 @@ MARKET = Schema(
     ),
     crossed=("bid", "ask"),
     default_kind="quote",
+    needs=(("trade", "price"), ("trade", "size")),
 )
 
 SCHEMAS = {s.name: s for s in (CLICKS, MARKET)}
