@@ -99,14 +99,17 @@ def test_text_of_the_environment(variable, text, value):
     assert value in [v for _, v, origin, _ in s.rows() if origin == variable]
 
 
-@pytest.mark.parametrize(("variable", "text"), [("STREAMAI_CREATE_TOPICS", "maybe"), ("STREAMAI_BUDGET_MS", "nan")])
+@pytest.mark.parametrize(
+    ("variable", "text"), [("STREAMAI_CREATE_TOPICS", "maybe"), ("STREAMAI_BUDGET_MS", "nan")]
+)
 def test_bad_text_of_the_environment(variable, text):
     with pytest.raises(SettingsError, match=variable):
         settings.load({variable: text})
 
 
 def test_others_variables_are_left_alone():
-    assert settings.load({"STREAMAI_DATA": "x", "PATH": "y", "STREAMAI_KERNEL_CACHE": "z"}) == settings.Settings()
+    env = {"STREAMAI_DATA": "x", "PATH": "y", "STREAMAI_KERNEL_CACHE": "z"}
+    assert settings.load(env) == settings.Settings()
 
 
 def test_secrets_do_not_show():
