@@ -1,0 +1,126 @@
+"""Sixteen floats or integers at a time: vector types for numba code, portable through LLVM.
+
+`f32x16` and `i32x16` are numba types whose LLVM value is a <16 x float> or <16 x i32>; LLVM maps them to
+whatever the processor has. Every operation works lane by lane or in a fixed order, so the bits do not
+depend on the machine. Loads and stores take a C-contiguous array of any dimension and a flat index of
+its elements; nothing checks bounds, the caller does.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.datamodel import models
+from numba.extending import intrinsic, register_model
+
+LANES = 16
+_F4, _I1, _I2, _I4 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32)
+_VF4, _VI1, _VI4 = (ir.VectorType(t, LANES) for t in (_F4, _I1, _I4))
+
+
+class Vector(types.Type):
+    """Sixteen lanes; lives in registers only."""
+
+
+class Floats(Vector):
+    """numba type of `f32x16`."""
+
+
+class Integers(Vector):
+    """numba type of `i32x16`."""
+
+
+@register_model(Floats)
+class _FloatsModel(models.PrimitiveModel):
+    def __init__(self, manager, fe_type):
+        super().__init__(manager, fe_type, _VF4)
+
+
+@register_model(Integers)
+class _IntegersModel(models.PrimitiveModel):
+    def __init__(self, manager, fe_type):
+        super().__init__(manager, fe_type, _VI4)
+
+
+f32x16 = Floats("f32x16")
+i32x16 = Integers("i32x16")
+
+
+def _at(context, builder, array_type, array, index, target):
+    """Pointer to element `index` of the array's data, as a pointer to `target`."""
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index], inbounds=True), target.as_pointer())
+
+
+def _splat(builder, value, vector):
+    undefined = ir.Constant(vector, ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.Constant(_I4, 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(_VI4, [0] * LANES))
+
+
+def _half(builder, value, lanes, at):
+    """`lanes` of a vector from lane `at` on."""
+    picked = ir.Constant(ir.VectorType(_I4, lanes), list(range(at, at + lanes)))
+    return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), picked)
+
+
+@intrinsic
+def load(_context, array, index):
+    """Sixteen elements of a float32 array."""
+
+    def emit(ctx, b, sig, args):
+        return b.load(_at(ctx, b, sig.args[0], args[0], args[1], _VF4), align=4)
+
+    return f32x16(array, types.int64), emit
+
+
+@intrinsic
+def store(_context, array, index, value):
+    """Sixteen elements into a float32 array."""
+
+    def emit(ctx, b, sig, args):
+        b.store(args[2], _at(ctx, b, sig.args[0], args[0], args[1], _VF4), align=4)
+        return ctx.get_dummy_value()
+
+    return types.void(array, types.int64, f32x16), emit
+
+
+@intrinsic
+def splat(_context, value):
+    """One float32 in every lane."""
+    return f32x16(types.float32), lambda _ctx, b, _sig, args: _splat(b, args[0], _VF4)
+
+
+@intrinsic
+def fma(_context, a, x, y):
+    """a * x + y with one rounding."""
+
+    def emit(_ctx, b, _sig, args):
+        kind = ir.FunctionType(_VF4, [_VF4] * 3)
+        return b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.fma.v16f32"), args)
+
+    return f32x16(f32x16, f32x16, f32x16), emit
+
+
+def _binary(operation):
+    @intrinsic
+    def apply(_context, x, y):
+        emit = lambda _ctx, b, _sig, args: getattr(b, operation)(args[0], args[1])  # noqa: E731
+        return f32x16(f32x16, f32x16), emit
+
+    return apply
+
+
+add, mul = _binary("fadd"), _binary("fmul")
+
+
+@intrinsic
+def total(_context, x):
+    """Sum of the lanes by halves: lane 0 + 8, then 0 + 4, 0 + 2, 0 + 1. Always this order."""
+
+    def emit(_ctx, b, _sig, args):
+        value = args[0]
+        for lanes in (8, 4, 2, 1):
+            value = b.fadd(_half(b, value, lanes, 0), _half(b, value, lanes, lanes))
+        return b.extract_element(value, ir.Constant(_I4, 0))
+
+    return types.float32(f32x16), emit
