@@ -28,13 +28,13 @@ _NO = {"0", "false", "no", "f", "n"}
 
 def hash_id(item_id: str) -> tuple[int, int]:
     """The 128-bit hash of an item id, as events carry it."""
-    raw = np.frombuffer(item_id.encode(), np.uint8)
+    raw = np.frombuffer(bytearray(item_id.encode()), np.uint8)  # writable: numba compiles by it
     h0, h1 = hash128(raw, 0, len(raw))
     return int(h0), int(h1)
 
 
 class Catalogue:
-    """An immutable table of n items.
+    """An immutable table of n items (arrays are not flagged read-only: numba would compile twice).
 
     ids, titles, categories, texts  lists of n str ("" = none)
     available u1[cap], price f4[cap]  cap is n padded to a multiple of 16; spare rows are 0 and NaN
@@ -67,8 +67,6 @@ class Catalogue:
             self.price[:n] = price
         self._index(origin)
         self.digest = self._digest()
-        for array in (self.available, self.price, self.table, self.hash0, self.hash1):
-            array.flags.writeable = False
 
     def __len__(self) -> int:
         return self.n
@@ -90,7 +88,7 @@ class Catalogue:
         np.cumsum([len(b) for b in raw], out=at[1:])
         self.hash0 = np.zeros(n, np.uint64)
         self.hash1 = np.zeros(n, np.uint64)
-        hash_all(np.frombuffer(b"".join(raw) or b"\0", np.uint8), at, self.hash0, self.hash1)
+        hash_all(np.frombuffer(bytearray(b"".join(raw) or b"\0"), np.uint8), at, self.hash0, self.hash1)
         self.table = np.zeros(max(16, 1 << (2 * n - 1).bit_length() if n else 16), np.int32)
         twice = insert_all(self.table, self.hash0, self.hash1, n)
         if twice >= 0:
@@ -100,7 +98,7 @@ class Catalogue:
         escaped = [msgspec.json.encode(s)[1:-1] for s in self.ids]
         self.id_at = np.zeros(n + 1, np.int32)
         np.cumsum([len(b) for b in escaped], out=self.id_at[1:])
-        self.id_bytes = np.frombuffer(b"".join(escaped) or b"\0", np.uint8)
+        self.id_bytes = np.frombuffer(bytearray(b"".join(escaped) or b"\0"), np.uint8)
 
     def _digest(self) -> str:
         h = hashlib.blake2b(digest_size=8)
