@@ -1,0 +1,147 @@
+"""Measures of ranked lists and of forecasts, with their standard errors. numpy only.
+
+Ranks begin at 1; a miss has a rank beyond every k. Equal scores count against the model.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+MISS = np.iinfo(np.int32).max
+"""Rank of a target that the model cannot name at all."""
+
+
+def rank_dense(scores: np.ndarray, target: int, seen: np.ndarray | None = None) -> int:
+    """Rank of `target` among all items: 1 + how many others score at least as much.
+
+    scores f4[N]; target -1 (not in the catalogue) or a score that is not finite is a MISS.
+    seen   i4[m]: distinct items that are left out of the ranking (the target must not be one of them)
+    """
+    if target < 0 or not np.isfinite(scores[target]):
+        return MISS
+    least = scores[target]
+    rank = int(np.count_nonzero(scores >= least))
+    if seen is not None and len(seen):
+        rank -= int(np.count_nonzero(scores[seen] >= least))
+    return rank
+
+
+def rank_listed(items: np.ndarray, target: int, seen: np.ndarray | None = None) -> int:
+    """Rank of `target` in a list that was served, best first; -1 ends the list. MISS if it is not there.
+
+    seen: items skipped before counting.
+    """
+    at = np.flatnonzero(items == target) if target >= 0 else ()
+    if len(at) == 0:
+        return MISS
+    before = items[: at[0]]
+    if seen is not None and len(seen):
+        before = before[~np.isin(before, seen)]
+    return len(before) + 1
+
+
+def top(scores: np.ndarray, k: int, seen: np.ndarray | None = None) -> np.ndarray:
+    """Indices of the k best of scores f4[N], ties to the lower index; items scored 0 or less are left out."""
+    if seen is not None and len(seen):
+        scores = scores.copy()
+        scores[seen] = 0
+    if len(scores) > 4 * k:
+        edge = np.partition(scores, len(scores) - k)[len(scores) - k]
+        found = np.flatnonzero(scores >= max(edge, np.finfo(np.float32).tiny))
+    else:
+        found = np.flatnonzero(scores > 0)
+    return found[np.lexsort((found, -scores[found]))][:k]
+
+
+def hits(ranks: np.ndarray, k: int) -> np.ndarray:
+    """HR@k of each target: 1 if its rank is at most k. ranks i4[n] -> f8[n]."""
+    return (ranks <= k).astype(np.float64)
+
+
+def ndcg(ranks: np.ndarray, k: int) -> np.ndarray:
+    """NDCG@k of each single target: 1 / log2(1 + rank) within k, else 0."""
+    return np.where(ranks <= k, 1.0 / np.log2(1.0 + np.minimum(ranks, k + 1)), 0.0)
+
+
+def mrr(ranks: np.ndarray, k: int) -> np.ndarray:
+    """Reciprocal rank of each target within k, else 0."""
+    return np.where(ranks <= k, 1.0 / np.maximum(ranks, 1), 0.0)
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """Mean and its standard error; (nan, nan) of nothing, error nan of one."""
+    n = len(values)
+    if n == 0:
+        return float("nan"), float("nan")
+    error = float(np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+    return float(np.mean(values)), error
+
+
+def gini(exposures: np.ndarray) -> float:
+    """Gini coefficient of how often each item was shown: 0 all alike, near 1 all on one item; nan of nothing.
+
+    exposures i8[N], items never shown included.
+    """
+    x = np.sort(exposures.astype(np.float64))
+    total = x.sum()
+    n = len(x)
+    if total == 0:
+        return float("nan")
+    return float((2 * np.arange(1, n + 1) - n - 1) @ x / (n * total))
+
+
+def pearson(x: np.ndarray, y: np.ndarray) -> float:
+    """Correlation; nan if fewer than 3 pairs or one side is constant."""
+    if len(x) < 3:
+        return float("nan")
+    x, y = x - x.mean(), y - y.mean()
+    scale = np.sqrt((x @ x) * (y @ y))
+    return float(x @ y / scale) if scale > 0 else float("nan")
+
+
+def average_ranks(x: np.ndarray) -> np.ndarray:
+    """Ranks from 0, equal values share their mean rank."""
+    order = np.argsort(x, kind="stable")
+    values = x[order]
+    first = np.concatenate([[True], values[1:] != values[:-1]])
+    group = np.cumsum(first) - 1
+    start = np.flatnonzero(first)
+    stop = np.append(start[1:], len(x))
+    out = np.empty(len(x))
+    out[order] = ((start + stop - 1) / 2)[group]
+    return out
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> float:
+    """Rank correlation (RankIC), ties by mean rank."""
+    if len(x) < 3:
+        return float("nan")
+    return pearson(average_ranks(x), average_ranks(y))
+
+
+def accuracy(truth: np.ndarray, guess: np.ndarray) -> float:
+    """Share of equal labels; nan of nothing."""
+    return float(np.mean(truth == guess)) if len(truth) else float("nan")
+
+
+def macro_f1(truth: np.ndarray, guess: np.ndarray, classes: int = 3) -> float:
+    """Mean F1 over the classes that occur in truth or guess; labels 0 .. classes - 1."""
+    table = np.bincount(truth * classes + guess, minlength=classes * classes).reshape(classes, classes)
+    both = table.sum(0) + table.sum(1)
+    there = both > 0
+    return float(np.mean(2 * np.diag(table)[there] / both[there])) if there.any() else float("nan")
+
+
+def block_error(measure, *arrays: np.ndarray, blocks: int = 20) -> float:
+    """Standard error of `measure(*arrays)` from its spread over contiguous blocks of equal length.
+
+    Neighbouring events are not independent, so single events would give an error that is far too small.
+    nan if fewer than 2 blocks have a value.
+    """
+    n = len(arrays[0])
+    edges = np.linspace(0, n, min(blocks, n) + 1).astype(np.int64)
+    values = np.array([measure(*(a[i:j] for a in arrays)) for i, j in zip(edges[:-1], edges[1:])])
+    values = values[np.isfinite(values)]
+    if len(values) < 2:
+        return float("nan")
+    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
