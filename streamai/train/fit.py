@@ -1,0 +1,123 @@
+"""Next-event pre-training: AdamW, warm-up and cosine, exact cross-entropy, a bar with the time left."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from streamai.errors import ModelError
+from streamai.train.data import Batch, Sequences, epoch, steps_of
+from streamai.train.loss import cross_entropy
+from streamai.train.model import UNKNOWN, EventLM, groups
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train; the defaults are those that MovieLens 1M was tuned with (`docs/decisions.md`)."""
+
+    epochs: int = 14
+    batch: int = 32
+    window: int = 200
+    rate: float = 2e-3
+    warm_up: int = 100
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    unknown: float = 0.01  # share of input tokens replaced by a random unknown one, so that those learn
+    seed: int = 0
+    threads: int = 2
+
+
+def rate_at(step: int, steps: int, warm_up: int) -> float:
+    """Share of the learning rate: linear warm-up, then cosine to 1 %."""
+    warm_up = min(warm_up, max(1, steps // 10))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.01 + 0.495 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+
+
+def step_loss(model: EventLM, b: Batch, recipe: Recipe, rng: torch.Generator) -> torch.Tensor:
+    """Mean next-event loss of a batch."""
+    token = b.token
+    if recipe.unknown:
+        swap = torch.rand(token.shape, generator=rng) < recipe.unknown
+        other = model.shape.vocabulary + torch.randint(0, UNKNOWN, token.shape, generator=rng)
+        token = torch.where(swap, other, token)
+    q = model(token, b.kind, b.gap, b.side)
+    return cross_entropy(q.reshape(-1, model.shape.d)[b.at], model.item, model.bias, b.target)
+
+
+def fit(
+    model: EventLM,
+    seq: Sequences,
+    recipe: Recipe,
+    after_epoch: Callable[[int], dict[str, float]] | None = None,
+    console: Console | None = None,
+) -> list[dict[str, float]]:
+    """Train `model` in place on every event of `seq`; one record an epoch: loss, positions/s, seconds.
+
+    after_epoch(n) may return more figures for epoch n's record. Without a terminal, one line an epoch.
+    """
+    if not steps_of(seq, recipe.batch):
+        raise ModelError("nothing to train on: no key has two events or more before the split")
+    torch.set_num_threads(recipe.threads)
+    rng, noise = np.random.default_rng(recipe.seed), torch.Generator().manual_seed(recipe.seed)
+    weights = groups(model, recipe.weight_decay)
+    optimiser = torch.optim.AdamW(weights, lr=recipe.rate, betas=(0.9, 0.98), fused=True)
+    steps = recipe.epochs * steps_of(seq, recipe.batch)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: rate_at(s, steps, recipe.warm_up))
+    console = console or Console(stderr=True)
+    records = []
+    with progress(console) as bar:
+        task = bar.add_task("pre-training", total=steps, note="")
+        for number in range(1, recipe.epochs + 1):
+            model.train()
+            began, total, count = perf_counter(), 0.0, 0
+            for b in epoch(seq, model.shape.vocabulary, recipe.batch, recipe.window, rng):
+                if len(b.target):
+                    loss = step_loss(model, b, recipe, noise)
+                    optimiser.zero_grad(set_to_none=True)
+                    loss.backward()
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+                    optimiser.step()
+                    total += loss.item() * len(b.target)
+                    count += len(b.target)
+                schedule.step()
+                speed = count / (perf_counter() - began)
+                bar.update(task, advance=1, note=f"loss {total / max(1, count):.4f} · {speed:,.0f} events/s")
+            if not math.isfinite(total):
+                raise ModelError(f"training diverged in epoch {number}: loss is {total}; lower --rate")
+            record = {"epoch": number, "loss": total / max(1, count), "events_per_s": speed}
+            record["seconds"] = perf_counter() - began
+            if after_epoch:
+                model.eval()
+                record |= after_epoch(number)
+            records.append(record)
+            if not console.is_terminal:
+                console.print(one_line(record))
+    model.eval()
+    return records
+
+
+def one_line(record: dict[str, float]) -> str:
+    """A record of figures as one line of a log."""
+    return "  ".join(f"{k} {v:,.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items())
+
+
+def progress(console: Console) -> Progress:
+    """The bar of every training: done, note, time left; hidden without a terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )

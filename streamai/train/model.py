@@ -1,0 +1,145 @@
+"""The event language model in torch: the twin of `kernels/lm.py`, over whole sequences.
+
+One class serves clicks (tokens are items) and markets (tokens are composite codes with side features).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from streamai.train.recurrence import recurrence
+
+UNKNOWN, KINDS, GAPS, TAPS = 64, 8, 64, 4
+"""Hashed unknown tokens, kinds of an event, time-gap buckets, taps of the causal convolution."""
+GAP_UNIT = 1 / 16
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes: vocabulary V, width d, layers L, mlp m (0: 8/3 d rounded up to 16), side features S."""
+
+    vocabulary: int
+    d: int = 64
+    layers: int = 2
+    mlp: int = 0
+    side: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.mlp:
+            object.__setattr__(self, "mlp", 16 * math.ceil(self.d * 8 / 3 / 16))
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+def rms(x: torch.Tensor) -> torch.Tensor:
+    return F.rms_norm(x, (x.shape[-1],), eps=EPS)
+
+
+class Layer(nn.Module):
+    """Gated diagonal recurrence and gated MLP, each on a residual branch."""
+
+    def __init__(self, d: int, m: int, dropout: float) -> None:
+        super().__init__()
+        self.d, self.m, self.dropout = d, m, dropout
+        self.Wg = nn.Parameter(torch.randn(d, 4 * d) / math.sqrt(d))
+        self.bg = nn.Parameter(torch.zeros(4 * d))
+        taps = torch.zeros(TAPS, d)
+        taps[0] = 1.0
+        self.cw = nn.Parameter(taps + 0.1 * torch.randn(TAPS, d))
+        self.cb = nn.Parameter(torch.zeros(d))
+        # with the gate at one half the decay is exp(-1 / tau), tau from 1.5 to 100 events
+        tau = torch.logspace(math.log10(1.5), 2.0, d)
+        self.raw_lam = nn.Parameter(torch.log(torch.expm1(2.0 / tau)))
+        self.raw_gap = nn.Parameter(torch.full((d,), -3.0))
+        self.Wo = nn.Parameter(torch.randn(d, d) / math.sqrt(d) * 0.5)
+        self.W1 = nn.Parameter(torch.randn(d, 2 * m) / math.sqrt(d))
+        self.W2 = nn.Parameter(torch.randn(m, d) / math.sqrt(m) * 0.5)
+
+    def lam(self) -> torch.Tensor:
+        return F.softplus(self.raw_lam)
+
+    def gap_w(self) -> torch.Tensor:
+        return F.softplus(self.raw_gap)
+
+    def forward(self, x: torch.Tensor, gap: torch.Tensor | None) -> torch.Tensor:
+        """x f4[B, T, d]; gap f4[B, T, 1] (bucket / 16) or None for no time."""
+        r, i, v, o = (rms(x) @ self.Wg + self.bg).split(self.d, -1)
+        u = self.cw[0] * v + self.cb
+        for k in range(1, TAPS):
+            u = u + self.cw[k] * F.pad(v[:, :-k], (0, 0, k, 0))
+        log_a = -self.lam() * torch.sigmoid(r)
+        if gap is not None:
+            log_a = log_a * (1 + self.gap_w() * gap)
+        a = torch.exp(log_a)
+        # the floor keeps the square root's gradient finite where nothing decays
+        b = torch.sqrt(torch.clamp(1 - a * a, min=EPS)) * (torch.sigmoid(i) * u)
+        y = recurrence(a, b) * F.silu(o)
+        x = x + F.dropout(y @ self.Wo, self.dropout, self.training)
+        f, g = (rms(x) @ self.W1).split(self.m, -1)
+        return x + F.dropout((F.silu(f) * g) @ self.W2, self.dropout, self.training)
+
+
+class EventLM(nn.Module):
+    """Next-event model. Tokens 0..V-1 are the vocabulary, V..V+63 the hashed unknown ones."""
+
+    def __init__(self, shape: Shape, dropout: float = 0.1, time: bool = True) -> None:
+        super().__init__()
+        self.shape, self.dropout, self.time = shape, dropout, time
+        V, d = shape.vocabulary, shape.d
+        self.item = nn.Parameter(torch.randn(V, d) / math.sqrt(d))
+        self.bias = nn.Parameter(torch.zeros(V))
+        self.unknown = nn.Parameter(torch.randn(UNKNOWN, d) / math.sqrt(d))
+        self.kind_emb = nn.Parameter(torch.zeros(KINDS, d))
+        self.gap_emb = nn.Parameter(torch.zeros(GAPS, d))
+        self.Wside = nn.Parameter(0.1 * torch.randn(shape.side, d))
+        self.blocks = nn.ModuleList(Layer(d, shape.mlp, dropout) for _ in range(shape.layers))
+        self.final_gain = nn.Parameter(torch.ones(d))
+
+    def forward(self, token, kind, gap, side=None) -> torch.Tensor:
+        """q f4[B, T, d] after each event. token, kind, gap i8[B, T]; side f4[B, T, S] or None."""
+        x = F.embedding(token, torch.cat([self.item, self.unknown]))
+        x = x + F.embedding(kind, self.kind_emb)
+        value = None
+        if self.time:
+            x = x + F.embedding(gap, self.gap_emb)
+            value = (gap.to(x.dtype) * GAP_UNIT)[..., None]
+        if self.shape.side:
+            x = x + side @ self.Wside
+        x = F.dropout(x, self.dropout, self.training)
+        for block in self.blocks:
+            x = block(x, value)
+        return rms(x) * self.final_gain
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays of a weights file, f4, C order (names and shapes as `model/weights.py`).
+
+        A model without time is exported so that the gap has no effect, whatever the server feeds.
+        """
+        with torch.no_grad():
+            tables = ("item", "bias", "unknown", "kind_emb", "gap_emb", "Wside", "final_gain")
+            out = {name: getattr(self, name) for name in tables}
+            for name in ("Wg", "bg", "cw", "cb", "Wo", "W1", "W2"):
+                out[name] = torch.stack([getattr(b, name) for b in self.blocks])
+            out["lam"] = torch.stack([b.lam() for b in self.blocks])
+            out["gap_w"] = torch.stack([b.gap_w() for b in self.blocks])
+            if not self.time:
+                for name in ("gap_emb", "gap_w"):
+                    out[name] = torch.zeros_like(out[name])
+            return {n: np.array(v.numpy(), np.float32, order="C") for n, v in out.items()}
+
+
+def groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Parameter groups: matrices decay; biases, gains, time constants and rarely met tables do not."""
+    decay, free = [], []
+    for name, p in model.named_parameters():
+        bare = name.rsplit(".", 1)[-1]
+        (decay if p.ndim == 2 and bare not in ("cw", "kind_emb", "gap_emb", "unknown") else free).append(p)
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]

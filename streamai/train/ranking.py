@@ -1,0 +1,60 @@
+"""How well an LM alone ranks one held-out event a key, over the whole vocabulary."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from streamai.train.data import Sequences, batch
+from streamai.train.model import EventLM
+
+
+def leave_one_out(
+    model: EventLM, seq: Sequences, back: int, *, seen: bool = False, size: int = 64
+) -> dict[str, float]:
+    """HR@10, NDCG@10 and MRR of each key's event `back` from its end (1 = last), given all before it.
+
+    seen=False leaves out what the key has met before (target apart); ties count against the model; a target
+    outside the vocabulary is a miss.
+    """
+    n = seq.lengths()
+    use = np.flatnonzero(n > back)
+    use = use[np.argsort(n[use], kind="stable")]
+    ranks = []
+    model.eval()
+    with torch.no_grad():
+        for i in range(0, len(use), size):
+            ranks.append(_ranks(model, seq, use[i : i + size], back, seen))
+    rank = np.concatenate(ranks) if ranks else np.zeros(0)
+    hit = rank < 10
+    return {
+        "keys": len(rank),
+        "hr@10": float(hit.mean()),
+        "ndcg@10": float(np.where(hit, 1 / np.log2(rank + 2), 0).mean()),
+        "mrr": float(np.mean(1 / (rank + 1))),
+    }
+
+
+def _ranks(model: EventLM, seq: Sequences, keys: np.ndarray, back: int, seen: bool) -> np.ndarray:
+    """How many items stand above or level with the target, one number a key; infinite outside V."""
+    V = model.shape.vocabulary
+    length = seq.lengths()[keys] - back
+    b = batch(seq, seq.start[keys], length, V)
+    q = model(b.token, b.kind, b.gap, b.side)
+    q = q[torch.arange(len(keys)), b.length - 1]
+    scores = q @ model.item.t() + model.bias
+    if not seen:
+        mask = torch.zeros(len(keys), V + 64, dtype=torch.bool)
+        real = torch.arange(b.token.shape[1]) < b.length[:, None]
+        rows = torch.arange(len(keys))[:, None].expand_as(b.token)
+        mask[rows[real], b.token[real]] = True
+        mask = mask[:, :V]
+    target = torch.from_numpy(seq.token[seq.start[keys] + length].astype(np.int64))
+    known = target < V
+    own = scores.gather(1, target.clamp(max=V - 1)[:, None])
+    if not seen:
+        scores.masked_fill_(mask, -torch.inf)
+    above = (scores >= own).sum(1).double()
+    # the target counted itself, unless it was masked as seen
+    itself = scores.gather(1, target.clamp(max=V - 1)[:, None])[:, 0] >= own[:, 0]
+    return torch.where(known, above - itself.double(), torch.inf).numpy()
