@@ -1,6 +1,7 @@
 """The made events: repeatable, well-formed, in the order and with the structure that the README states."""
 
 import csv
+import json
 import pathlib
 from collections import Counter, defaultdict
 
@@ -9,6 +10,7 @@ import polars as pl
 import pytest
 
 from replay_data import generate as g
+from streamai import cli
 from streamai.events import SCHEMAS
 
 HERE = pathlib.Path(g.__file__).parent
@@ -118,3 +120,15 @@ def test_the_committed_files_are_what_the_generator_makes(tmp_path):
         assert pl.read_parquet(HERE / f"{name}.parquet").equals(pl.read_parquet(made[name]))
     with (HERE / "items.csv").open(encoding="utf-8") as a, made["items"].open(encoding="utf-8") as b:
         assert list(csv.reader(a)) == list(csv.reader(b))
+
+
+def test_command_writes_the_files_and_says_where(tmp_path, capsys):
+    counts = ["--clicks", "50", "--market", "60", "--seed", "5"]
+    assert cli.main(["generate", *counts, "--out", str(tmp_path), "--json"]) == 0
+    paths = json.loads(capsys.readouterr().out)
+    assert pl.read_parquet(paths["clicks"]).height == 50
+    assert pl.read_parquet(paths["market"]).height == 60
+    assert pl.read_parquet(paths["market"])["price"].to_list() == g.stream_market(60, seed=5)["price"].tolist()
+    with pytest.raises(SystemExit) as wrong:
+        cli.main(["generate", "--clicks", "-1"])
+    assert wrong.value.code == 2
