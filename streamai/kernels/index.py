@@ -24,12 +24,12 @@ U30, U64 = np.uint64(30), np.uint64(64)
 ZERO, ONE = np.uint64(0), np.uint64(1)
 
 
-@njit(inline="always", **jit)
+@njit(**jit)
 def _rotl(x, r):
     return (x << r) | (x >> (U64 - r))
 
 
-@njit(inline="always", **jit)
+@njit(**jit)
 def _mix(k):
     k ^= k >> U33
     k *= M1
@@ -39,7 +39,7 @@ def _mix(k):
     return k
 
 
-@njit(inline="always", **jit)
+@njit(**jit)
 def _load(buf, at, n):
     """n <= 8 bytes from `at` as one little-endian word."""
     word = ZERO
