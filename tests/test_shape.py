@@ -21,7 +21,8 @@ LAYERS = [
     {"engine"},
     {"live", "replay", "broker"},
     {"evaluate", "backtest", "train", "report"},
-    {"cli", "__main__"},
+    {"cli"},
+    {"__main__"},
 ]
 """Lowest first. A file imports from lower layers, its own folder, or (single files) its own layer."""
 
