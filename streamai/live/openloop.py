@@ -109,7 +109,10 @@ async def watch(
 ) -> None:
     """Call `take(record, now_ns)` for every record of some topics (name -> partitions) from offset 0 on."""
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=bootstrap, auto_offset_reset="earliest", enable_auto_commit=False, fetch_max_wait_ms=50
+        bootstrap_servers=bootstrap,
+        auto_offset_reset="earliest",
+        enable_auto_commit=False,
+        fetch_max_wait_ms=50,
     )
     await consumer.start()
     try:
