@@ -80,6 +80,13 @@ def test_numbers_are_scaled_and_constants_set(tmp_path):
     assert row["ask"] == pytest.approx(2.01)
 
 
+def test_division_rounds_once(tmp_path):
+    cents = np.arange(1, 5000)
+    path = write(tmp_path, instrument=["X"] * len(cents), p=cents, event_ts_ns=cents)
+    frame = read_events(path, MARKET, ["price=p/10000"])
+    assert (frame["price"].to_numpy() == cents / 10000).all()
+
+
 def test_kinds_are_renamed_and_a_column_left_out(tmp_path):
     path = write(
         tmp_path,
@@ -189,6 +196,18 @@ def test_valid_follows_the_schemas_rules(tmp_path):
         ask=[1.0, 1.0, 2.0, 1.0, 1.0, 1.0], side=[1.0, 0.0, 0.0, 0.0, 0.0, 2.0],
     )  # fmt: skip
     assert read_events(path, MARKET).select(valid(MARKET)).to_series().to_list() == [True] + [False] * 5
+
+
+def test_valid_knows_what_a_kind_needs(tmp_path):
+    path = write(
+        tmp_path,
+        instrument=["A", "A"],
+        event_ts_ns=[1, 2],
+        kind=["trade"] * 2,
+        price=[1.0, 1.0],
+        size=[1, None],
+    )
+    assert read_events(path, MARKET).select(valid(MARKET)).to_series().to_list() == [True, False]
 
 
 def test_a_recorded_topic_is_told_apart(tmp_path):

@@ -115,6 +115,13 @@ def select(
     return Selection(tuple(exprs), no_time)
 
 
+def divided(value: pl.Expr, number: float) -> pl.Expr:
+    """value / number, rounded once. By a constant, polars multiplies with its reciprocal: a third of all
+    prices in 1/10000 come out one bit off."""
+    value = value.cast(pl.Float64)
+    return value / (value * 0.0 + number)
+
+
 def _pair(option: str, text: str) -> tuple[str, str]:
     target, sign, source = text.partition("=")
     if not sign or not target:
@@ -178,7 +185,7 @@ def _number(mapping: Mapping, target: str, table: pl.Schema, where: str, require
         source, sign, factor = scaled["column"], scaled["sign"], float(scaled["number"])
     value = _float(source, table[_column(source, target, table, where)])
     if scaled:
-        value = value / factor if sign == "/" else value * factor
+        value = divided(value, factor) if sign == "/" else value * factor
     return value.alias(target)
 
 

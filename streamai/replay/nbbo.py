@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import polars as pl
 
 from streamai.errors import InputError
+from streamai.replay.mapping import divided
 
 COLUMNS = (
     "instrument", "kind", "event_ts_ns", "bid", "ask", "bid_size", "ask_size", "price", "size", "side",
@@ -61,8 +62,8 @@ def best_quotes(quotes: pl.DataFrame) -> pl.DataFrame:
     best = pl.DataFrame(out, schema=["bid", "ask", "bid_size", "ask_size"], orient="row")
     no_bid, no_ask = pl.col("bid") == 0, pl.col("ask") == _NO_ASK
     return best.select(
-        (pl.when(~no_bid).then(pl.col("bid")) / PRICE_UNIT).alias("bid"),
-        (pl.when(~no_ask).then(pl.col("ask")) / PRICE_UNIT).alias("ask"),
+        pl.when(~no_bid).then(divided(pl.col("bid"), PRICE_UNIT)).alias("bid"),
+        pl.when(~no_ask).then(divided(pl.col("ask"), PRICE_UNIT)).alias("ask"),
         pl.when(~no_bid).then(pl.col("bid_size").cast(pl.Float64)).alias("bid_size"),
         pl.when(~no_ask).then(pl.col("ask_size").cast(pl.Float64)).alias("ask_size"),
     )
@@ -83,7 +84,7 @@ def taq_day(quotes: pl.DataFrame, trades: pl.DataFrame, instrument: str) -> pl.D
     best = best.filter(changed).with_columns(pl.lit("quote").alias("kind"), pl.lit(1).alias("after"))
     prints = trades.select(
         _since_midnight(trades),
-        (pl.col("price_1e4") / PRICE_UNIT).alias("price"),
+        divided(pl.col("price_1e4"), PRICE_UNIT).alias("price"),
         pl.col("size").cast(pl.Float64),
         pl.lit("trade").alias("kind"),
         pl.lit(0).alias("after"),
@@ -130,14 +131,14 @@ def lobster(
     for side in ("bid", "ask"):
         price, size = pl.col(f"{side}_price_1"), pl.col(f"{side}_size_1").cast(pl.Float64)
         there = price.abs() < _LOBSTER_EMPTY
-        books.append(pl.when(there).then(price / PRICE_UNIT).alias(side))
+        books.append(pl.when(there).then(divided(price, PRICE_UNIT)).alias(side))
         books.append(pl.when(there).then(size).alias(f"{side}_size"))
     return table.filter(pl.col("event_type").is_in(list(kinds))).select(
         pl.lit(instrument).alias("instrument"),
         pl.col("event_type").replace_strict(kinds, return_dtype=pl.String).alias("kind"),
         _utc(pl.lit(day), pl.col("time_ns")),
         *books,
-        pl.when(trade).then(pl.col("price") / PRICE_UNIT).alias("price"),
+        pl.when(trade).then(divided(pl.col("price"), PRICE_UNIT)).alias("price"),
         pl.when(trade).then(pl.col("size").cast(pl.Float64)).alias("size"),
         pl.when(trade).then(-pl.col("direction").cast(pl.Float64)).alias("side"),
     ).select(COLUMNS)  # fmt: skip
@@ -148,8 +149,10 @@ def _lobster_csv(path: pathlib.Path) -> pl.DataFrame:
     if not book.exists():
         raise InputError(f"{path}: no {book.name} beside it")
     names = ["time", "event_type", "order_id", "size", "price", "direction"]
-    messages = pl.read_csv(path, has_header=False, schema_overrides={"column_1": pl.String})
-    messages = messages.select(pl.nth(range(6))).rename(dict(zip(messages.columns, names)))
+    # as text: seconds with nine decimals do not fit a float
+    messages = pl.read_csv(path, has_header=False, infer_schema=False).select(pl.nth(range(6)))
+    messages = messages.rename(dict(zip(messages.columns, names)))
+    messages = messages.with_columns(pl.col(names[1:]).cast(pl.Int64))
     whole, part = "whole", "fraction"
     clock = pl.col("time").str.split_exact(".", 1).struct.rename_fields([whole, part])
     ns = clock.struct.field(whole).cast(pl.Int64) * 1_000_000_000 + clock.struct.field(part).fill_null(

@@ -16,6 +16,7 @@ import polars as pl
 from streamai.errors import InputError
 from streamai.events import CLICKS, Schema
 from streamai.replay.mapping import Mapping, Selection, select
+from streamai.wire.check import KEY_BYTES_MAX, TIME_END_NS
 
 RECORDED = ("partition", "offset", "key", "value", "kafka_ts_ms")
 """Columns that make a parquet file a recorded topic."""
@@ -74,11 +75,12 @@ def count_rows(path: str | pathlib.Path) -> int:
 
 
 def valid(schema: Schema) -> pl.Expr:
-    """Which rows of a frame of `read_events` the wire's rules accept (its checks of size and clock apart)."""
-    good = pl.col(schema.key).is_not_null() & (pl.col(schema.key) != "") & pl.col("event_ts_ns").is_not_null()
+    """Which rows of a frame of `read_events` the wire accepts: `wire/check.py`'s rules (but for its check of
+    the event time against Kafka's)."""
+    time = pl.col("event_ts_ns")
+    good = _good_id(schema.key) & (time > 0) & (time < TIME_END_NS) & pl.col("kind").is_in(list(schema.kinds))
     if schema.item:
-        good &= pl.col(schema.item).is_not_null() & (pl.col(schema.item) != "")
-    good &= pl.col("kind").is_in(list(schema.kinds))
+        good &= pl.col(schema.item).is_null() | _good_id(schema.item)
     for column in schema.columns:
         value = pl.col(column.name)
         rule = {
@@ -91,7 +93,13 @@ def valid(schema: Schema) -> pl.Expr:
     if schema.crossed:
         bid, ask = schema.crossed
         good &= (pl.col(bid) <= pl.col(ask)).fill_null(True)
+    for kind, column in schema.needs:
+        good &= (pl.col("kind") != kind) | pl.col(column).is_not_null()
     return good.fill_null(False)
+
+
+def _good_id(name: str) -> pl.Expr:
+    return pl.col(name).is_not_null() & pl.col(name).str.len_bytes().is_between(1, KEY_BYTES_MAX)
 
 
 def as_mapping(mapping: Mapping | Iterable[str] | None) -> Mapping:
