@@ -6,11 +6,14 @@ depend on the machine. Loads and stores take a C-contiguous array of any dimensi
 its elements; nothing checks bounds, the caller does.
 """
 
+import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
+
+from . import jit
 
 LANES = 16
 _F4, _I1, _I2, _I4 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32)
@@ -124,3 +127,107 @@ def total(_context, x):
         return b.extract_element(value, ir.Constant(_I4, 0))
 
     return types.float32(f32x16), emit
+
+
+@intrinsic
+def larger(_context, x, y):
+    """The larger of two lanes; y where either is NaN."""
+
+    def emit(_ctx, b, _sig, args):
+        return b.select(b.fcmp_ordered(">", args[0], args[1]), args[0], args[1])
+
+    return f32x16(f32x16, f32x16), emit
+
+
+@intrinsic
+def above(_context, x, y):
+    """Lanes where x > y, as the low sixteen bits of an integer."""
+
+    def emit(_ctx, b, _sig, args):
+        return b.zext(b.bitcast(b.fcmp_ordered(">", args[0], args[1]), _I2), _I4)
+
+    return types.int32(f32x16, f32x16), emit
+
+
+@intrinsic
+def nonzero_bytes(_context, array, index):
+    """Which of sixteen bytes of a u1 array are not zero, as the low sixteen bits of an integer."""
+
+    def emit(ctx, b, sig, args):
+        value = b.load(_at(ctx, b, sig.args[0], args[0], args[1], _VI1), align=1)
+        return b.zext(b.bitcast(b.icmp_unsigned("!=", value, ir.Constant(_VI1, [0] * LANES)), _I2), _I4)
+
+    return types.int32(array, types.int64), emit
+
+
+@intrinsic
+def lowest_bit(_context, mask):
+    """Number of the lowest set bit; mask is not zero."""
+
+    def emit(_ctx, b, _sig, args):
+        kind = ir.FunctionType(_I4, [_I4, ir.IntType(1)])
+        function = cgutils.get_or_insert_function(b.module, kind, "llvm.cttz.i32")
+        return b.zext(b.call(function, [args[0], ir.Constant(ir.IntType(1), 1)]), ir.IntType(64))
+
+    return types.int64(types.int32), emit
+
+
+@intrinsic
+def zero_integers(_context):
+    """0 in every lane."""
+    return i32x16(), lambda _ctx, _b, _sig, _args: ir.Constant(_VI4, [0] * LANES)
+
+
+@intrinsic
+def to_floats(_context, x):
+    """Integers as float32, rounded to nearest."""
+    return f32x16(i32x16), lambda _ctx, b, _sig, args: b.sitofp(args[0], _VF4)
+
+
+@intrinsic
+def dot_pairs(_context, sums, bytes_array, byte, words_array, word):
+    """sums + for every lane j: bytes[byte + 2 j] * words[word] + bytes[byte + 2 j + 1] * words[word + 1].
+
+    bytes i1, words i2, sums exact in 32 bits. Written so that LLVM finds the multiply-and-add-pairs
+    instruction where there is one; the result is the same integer where there is none.
+    """
+
+    def emit(ctx, b, sig, args):
+        pairs, words = ir.VectorType(_I1, 2 * LANES), ir.VectorType(_I2, 2 * LANES)
+        wide = ir.VectorType(_I4, 2 * LANES)
+        x = b.load(_at(ctx, b, sig.args[1], args[1], args[2], pairs), align=1)
+        pair = b.load(_at(ctx, b, sig.args[3], args[3], args[4], _I4), align=2)
+        y = b.bitcast(_splat(b, pair, _VI4), words)
+        product = b.mul(b.sext(x, wide), b.sext(y, wide))
+        none = ir.Constant(wide, ir.Undefined)
+        even = b.shuffle_vector(product, none, ir.Constant(_VI4, list(range(0, 2 * LANES, 2))))
+        odd = b.shuffle_vector(product, none, ir.Constant(_VI4, list(range(1, 2 * LANES, 2))))
+        return b.add(args[0], b.add(even, odd))
+
+    return i32x16(i32x16, bytes_array, types.int64, words_array, types.int64), emit
+
+
+@intrinsic
+def add_integers(_context, x, y):
+    """x + y, lane by lane."""
+    return i32x16(i32x16, i32x16), lambda _ctx, b, _sig, args: b.add(args[0], args[1])
+
+
+@intrinsic
+def lane_of(_context, x, lane):
+    """One lane of a vector."""
+    return types.float32(f32x16, types.int64), lambda _ctx, b, _sig, args: b.extract_element(*args)
+
+
+@njit(**jit)
+def append(values, ids, n, lanes, first, mask):
+    """Lanes set in mask behind the n values f4 and their indices first + lane behind the n ids i4; new n.
+
+    Needs room for sixteen more.
+    """
+    while mask != 0:
+        lane = lowest_bit(mask)
+        mask &= mask - np.int32(1)
+        values[n], ids[n] = lane_of(lanes, lane), first + lane
+        n += 1
+    return n
