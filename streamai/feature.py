@@ -204,7 +204,7 @@ def mean(column: str | Expression, window: str | None = None, **o: Unpack[Option
 
 
 def var(column: str | Expression, window: str | None = None, **o: Unpack[Options]) -> Feature:
-    """Variance of a column over its n events (divided by n, not n - 1), by Welford, West, Chan. NaN if none."""
+    """Variance of a column (divided by n, not by n - 1), by Welford, West and Chan. NaN if none."""
     return aggregate("var", "variance", "moments", column, window, o)
 
 
@@ -238,7 +238,8 @@ def rate(window: str | None = None, *, of: str | Expression | None = None, **o: 
 
     A sawtooth window is divided by what it covers at the moment, so the rate has no bias.
     """
-    made = aggregate("rate", "rate", "count", of, window, o, only=("sawtooth", "exact", "tumbling", "decayed"))
+    kinds = ("sawtooth", "exact", "tumbling", "decayed")
+    made = aggregate("rate", "rate", "count", of, window, o, only=kinds)
     if made.window.length_ns == 0:
         raise DeclarationError("rate: the last n events have no fixed length; give a window or half_life=")
     return made
@@ -370,7 +371,7 @@ class FeatureView:
         cls.schema = source if isinstance(source, Schema) else SCHEMAS.get(source)
         if cls.schema is None:
             raise DeclarationError(
-                f"{cls.__name__}: write `source = ...`, one of {sorted(SCHEMAS)} or a Schema; it is {source!r}"
+                f"{cls.__name__}: write `source = ...`, one of {[*SCHEMAS]} or a Schema; it is {source!r}"
             )
         cls.source = cls.schema.name
         keys = [k for k in (cls.schema.key, cls.schema.item) if k is not None]
@@ -387,8 +388,8 @@ class FeatureView:
                 check(f, cls.schema, where)
                 if not name.startswith("_"):
                     cls.features[name] = f
-            elif getattr(value, "__module__", None) == __name__ and callable(value):
-                raise DeclarationError(f"{where}: {value.__name__} is a function; call it: {value.__name__}(...)")
+            elif callable(value) and getattr(value, "__module__", "") in (__name__, "streamai.microstructure"):
+                raise DeclarationError(f"{where}: {value.__name__} is a function; write {value.__name__}(...)")
         if not cls.features:
             raise DeclarationError(f"{cls.__name__}: no feature in the class body")
 

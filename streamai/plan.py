@@ -229,8 +229,8 @@ def meaning(f: Feature, schema: Schema) -> tuple:
     """What a feature is, whatever it is called and however it was written."""
     inputs = tuple(meaning(g, schema) for g in f.inputs)
     w = f.window
-    columns = _spelt(f.value), _spelt(f.weight)
-    return f.output, f.aggregate, *columns, kind_numbers(f, schema), w.kind, w.length_ns, w.parts, f.bits, inputs
+    pane = f.aggregate, _spelt(f.value), _spelt(f.weight), kind_numbers(f, schema), f.bits
+    return f.output, *pane, w.kind, w.length_ns, w.parts, inputs
 
 
 def _spelt(c: str | Expression | None):
