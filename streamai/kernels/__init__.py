@@ -19,3 +19,7 @@ numba.config.CACHE_DIR = os.path.join(
 )
 jit = dict(cache=True, nogil=True, error_model="numpy")
 """Options of every kernel. No fastmath, no parallel: the same bits everywhere."""
+leaf = dict(jit, _nrt=False)
+"""Options of a kernel that makes no array: numba then counts no references to those it is given. Without
+it every call of a function with several exits costs two atomic additions an array: the JSON scanner took
+436 ns a record instead of 130."""

@@ -9,7 +9,8 @@ an empty entry, and there must be one.
 import numpy as np
 from numba import njit
 
-from streamai.kernels import jit
+from streamai.kernels import leaf
+from streamai.kernels.word import load8
 
 C1 = np.uint64(0x87C37B91114253D5)
 C2 = np.uint64(0x4CF5AD432745937F)
@@ -24,12 +25,12 @@ U30, U64 = np.uint64(30), np.uint64(64)
 ZERO, ONE = np.uint64(0), np.uint64(1)
 
 
-@njit(**jit)
+@njit(**leaf)
 def _rotl(x, r):
     return (x << r) | (x >> (U64 - r))
 
 
-@njit(**jit)
+@njit(**leaf)
 def _mix(k):
     k ^= k >> U33
     k *= M1
@@ -39,7 +40,7 @@ def _mix(k):
     return k
 
 
-@njit(**jit)
+@njit(**leaf)
 def _load(buf, at, n):
     """n <= 8 bytes from `at` as one little-endian word."""
     word = ZERO
@@ -48,7 +49,7 @@ def _load(buf, at, n):
     return word
 
 
-@njit(**jit)
+@njit(**leaf)
 def hash128(buf, at, n):
     """MurmurHash3 x64 128 (Appleby, public domain), seed 0, of buf[at : at + n] -> (h0, h1) u8.
 
@@ -58,9 +59,9 @@ def hash128(buf, at, n):
     h2 = ZERO
     end = at + (n // 16) * 16
     while at < end:
-        h1 ^= _rotl(_load(buf, at, 8) * C1, U31) * C2
+        h1 ^= _rotl(load8(buf, at) * C1, U31) * C2
         h1 = (_rotl(h1, U27) + h2) * FIVE + ADD1
-        h2 ^= _rotl(_load(buf, at + 8, 8) * C2, U33) * C1
+        h2 ^= _rotl(load8(buf, at + 8) * C2, U33) * C1
         h2 = (_rotl(h2, U31) + h1) * FIVE + ADD2
         at += 16
     rest = n % 16
@@ -81,7 +82,7 @@ def hash128(buf, at, n):
     return h1, h2
 
 
-@njit(**jit)
+@njit(**leaf)
 def find(table, hash0, hash1, h0, h1):
     """Slot of the key with hash (h0, h1), or -1."""
     mask = np.int64(table.shape[0] - 1)
@@ -95,7 +96,7 @@ def find(table, hash0, hash1, h0, h1):
         p = (p + 1) & mask
 
 
-@njit(**jit)
+@njit(**leaf)
 def insert(table, hash0, h0, slot):
     """Enter `slot` under h0 (not there yet; hash0[slot] and hash1[slot] are the caller's to set)."""
     mask = np.int64(table.shape[0] - 1)
@@ -105,7 +106,7 @@ def insert(table, hash0, h0, slot):
     table[p] = slot + 1
 
 
-@njit(**jit)
+@njit(**leaf)
 def remove(table, hash0, slot):
     """Take `slot` out by shifting back what follows it; hash0[slot] still holds its hash.
 
@@ -132,7 +133,7 @@ def remove(table, hash0, slot):
     return True
 
 
-@njit(**jit)
+@njit(**leaf)
 def locate(table, hash0, hash1, rows, slots):
     """slots[i] = slot of event i's key or -1; returns how many are missing. rows is EVENT[n]."""
     missing = 0
@@ -143,14 +144,14 @@ def locate(table, hash0, hash1, rows, slots):
     return missing
 
 
-@njit(**jit)
+@njit(**leaf)
 def hash_all(buf, at, hash0, hash1):
     """Hash buf[at[i] : at[i + 1]] into hash0[i], hash1[i] for all i."""
     for i in range(hash0.shape[0]):
         hash0[i], hash1[i] = hash128(buf, np.int64(at[i]), np.int64(at[i + 1]) - np.int64(at[i]))
 
 
-@njit(**jit)
+@njit(**leaf)
 def insert_all(table, hash0, hash1, n):
     """Enter slots 0..n-1; returns the first slot whose key was there already, or -1."""
     for i in range(n):

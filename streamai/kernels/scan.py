@@ -18,8 +18,9 @@ Tables (made by `wire/json.py` from a schema, so that one compile serves all):
 import numpy as np
 from numba import njit
 
-from streamai.kernels import jit
+from streamai.kernels import jit, leaf
 from streamai.kernels.index import find, hash128
+from streamai.kernels.word import HIGH, LOW, load8, trailing_zeros
 
 KEY, ITEM, KIND, TIME, COLUMN = 0, 1, 2, 3, 4
 ANY, POSITIVE, NON_NEGATIVE, SIGN = 0, 1, 2, 3
@@ -33,29 +34,38 @@ SEEN, KEY_AT, KEY_LEN, ITEM_AT, ITEM_LEN, TS, KIND_CODE, TIMES = 0, 1, 2, 3, 4, 
 BAD, WHOLE, FRACTION = 0, 1, 2  # what a number is
 
 TENS = 10.0 ** np.arange(23)
+ZERO, QUOTES, SLASHES, SPACES = np.uint64(0), np.uint64(34) * LOW, np.uint64(92) * LOW, np.uint64(32) * LOW
 TEN, TOP, EXACT = np.uint64(10), np.uint64(2**63 - 1), np.uint64(2**53)
 
 
-@njit(**jit)
+@njit(**leaf)
 def _space(buf, p, end):
+    if buf[p] > 32:
+        return p
     while p < end and (buf[p] == 32 or buf[p] == 10 or buf[p] == 13 or buf[p] == 9):
         p += 1
     return p
 
 
-@njit(**jit)
+@njit(**leaf)
 def _string(buf, p):
-    """End of the plain string whose first byte is at p (where its closing quote is), or -1."""
-    while True:
-        c = buf[p]
-        if c == 34:
-            return p
-        if c < 32 or c == 92 or c > 127:
-            return np.int64(-1)
-        p += 1
+    """End of the plain string whose first byte is at p (where its closing quote is), or -1.
+
+    Eight bytes at a time: the lowest byte that is a quote, a backslash, a control byte or not ASCII.
+    """
+    for at in range(p, buf.shape[0] - 7, 8):
+        w = load8(buf, at)
+        quote = w ^ QUOTES
+        slash = w ^ SLASHES
+        stop = ((quote - LOW) & ~quote) | ((slash - LOW) & ~slash) | ((w - SPACES) & ~w) | w
+        stop &= HIGH
+        if stop != ZERO:
+            at += trailing_zeros(stop) >> 3
+            return at if buf[at] == 34 else np.int64(-1)
+    return np.int64(-1)
 
 
-@njit(**jit)
+@njit(**leaf)
 def _number(buf, p):
     """-> (next position, BAD | WHOLE | FRACTION, value as i8, value as f8)"""
     negative = buf[p] == 45
@@ -107,7 +117,7 @@ def _number(buf, p):
     return p, FRACTION, np.int64(0), -value if negative else value
 
 
-@njit(**jit)
+@njit(**leaf)
 def _literal(buf, p):
     """Position after null, true or false at p, or -1."""
     c = buf[p]
@@ -120,17 +130,20 @@ def _literal(buf, p):
     return np.int64(-1)
 
 
-@njit(**jit)
+@njit(**leaf)
 def _same(buf, p, n, names, spec, f):
     if spec[f, 0] != n:
         return False
-    for x in range(n):  # noqa: SIM110 (numba)
-        if names[f, x] != buf[p + x]:
+    words = n >> 3
+    for x in range(words):
+        if load8(buf, p + 8 * x) != names[f, x]:
             return False
-    return True
+    if (n & 7) == 0:
+        return True
+    return (load8(buf, p + 8 * words) ^ names[f, words]) << np.uint64(64 - 8 * (n & 7)) == ZERO
 
 
-@njit(**jit)
+@njit(**leaf)
 def _field(buf, p, n, names, spec, fields, order, place):
     """Index of the field called buf[p : p + n], or -1. Records mostly repeat the order of the last."""
     guess = np.int64(order[place & 31])
@@ -143,7 +156,7 @@ def _field(buf, p, n, names, spec, fields, order, place):
     return np.int64(-1)
 
 
-@njit(**jit)
+@njit(**leaf)
 def _store_string(buf, p, n, f, names, spec, shape, got):
     what = spec[f, 1]
     if what == KIND:
@@ -165,7 +178,7 @@ def _store_string(buf, p, n, f, names, spec, shape, got):
     return False
 
 
-@njit(**jit)
+@njit(**leaf)
 def _store_number(p, n, kind, whole, value, f, spec, got, columns, i):
     what = spec[f, 1]
     if what == COLUMN:
@@ -197,7 +210,7 @@ def _store_number(p, n, kind, whole, value, f, spec, got, columns, i):
     return False
 
 
-@njit(**jit)
+@njit(**leaf)
 def _json(buf, p, end, names, spec, shape, order, got, columns, i):
     """Read one record into got and columns[i]; False = not for us."""
     p = _space(buf, p, end)
@@ -251,7 +264,7 @@ def _json(buf, p, end, names, spec, shape, order, got, columns, i):
             return False
 
 
-@njit(**jit)
+@njit(**leaf)
 def _word(buf, at):
     word = np.uint64(0)
     for x in range(8):
@@ -259,7 +272,7 @@ def _word(buf, at):
     return word
 
 
-@njit(**jit)
+@njit(**leaf)
 def _binary(buf, p, end, spec, shape, binary, got, columns, i):
     """Read one binary record (layout: `wire/binary.py`); keys must be ASCII here, others fall back."""
     if end - p != binary[0] or buf[p + 1] != BINARY_VERSION or buf[p + 5] != 0:
@@ -292,7 +305,7 @@ def _binary(buf, p, end, spec, shape, binary, got, columns, i):
     return True
 
 
-@njit(**jit)
+@njit(**leaf)
 def _good(got, shape, spec, needs, columns, i, kafka_ts_ns):
     if got[KEY_LEN] == 0 or got[TIMES] != 1 or got[KIND_CODE] < 0:
         return False
@@ -320,7 +333,7 @@ def _good(got, shape, spec, needs, columns, i, kafka_ts_ns):
     return True
 
 
-@njit(**jit)
+@njit(**leaf)
 def set_row(buf, key_at, key_len, item_at, item_len, kind, ts, table, hash0, hash1, rows, i):
     """Fill rows[i] but for offset and Kafka time; key and item id lie in buf (item_len 0 = none)."""
     h0, h1 = hash128(buf, key_at, key_len)

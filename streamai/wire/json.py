@@ -18,6 +18,7 @@ from streamai.wire import check
 from streamai.wire.binary import ID_BYTES, MAGIC, layout, parse_binary, schema_mark
 from streamai.wire.dead_letter import DeadLetter, Rejected
 
+PADDING = b"\n" * 16  # the kernel reads eight bytes at once
 FIELDS_MAX = 62  # one bit each
 _RULES = {
     "any": kernel.ANY,
@@ -63,10 +64,11 @@ class Decoder:
             raise DeclarationError(f"schema {schema.name}: {len(fields)} fields; at most {FIELDS_MAX}")
         entries = fields + [(kind, kernel.KIND, code, 0) for kind, code in schema.kinds.items()]
         raw = [e[0].encode() for e in entries]
-        self.names = np.zeros((len(raw), max(map(len, raw))), np.uint8)
+        width = -(-max(map(len, raw)) // 8) * 8
+        self.names = np.zeros((len(raw), width // 8), np.uint64)
         self.spec = np.zeros((len(raw), 4), np.int64)
         for i, (name, entry) in enumerate(zip(raw, entries, strict=True)):
-            self.names[i, : len(name)] = np.frombuffer(name, np.uint8)
+            self.names[i] = np.frombuffer(name.ljust(width, b"\0"), "<u8")
             self.spec[i] = (len(name), *entry[1:])
         crossed = [schema.column(c) for c in schema.crossed] if schema.crossed else [-1, -1]
         kind = schema.kinds[schema.default_kind] if schema.default_kind else -1
@@ -97,7 +99,7 @@ class Decoder:
         kafka_ts_ns = np.ascontiguousarray(kafka_ts_ns, np.int64)
         present = [v or b"" for v in values] if None in values else values
         joined = bytearray(b"\n").join(present)
-        joined += b"\n"
+        joined += PADDING
         at = np.zeros(n + 1, np.int64)
         np.cumsum(np.fromiter(map(len, present), np.int64, n) + 1, out=at[1:])
         buf = np.frombuffer(joined, np.uint8)
