@@ -1,0 +1,146 @@
+"""`streamai plan FLOW`: what a flow keeps of a key, feature by feature, and what a million keys need."""
+
+from __future__ import annotations
+
+import json
+
+INDEX_BYTES = 48
+"""Beside a row in memory: two hashes, a share of the hash table, flags, the place of the key's bytes."""
+
+
+def add(subparsers) -> None:
+    p = subparsers.add_parser(
+        "plan",
+        help="show a flow's features, row layout and memory",
+        description="Features with their windows, bytes a key and tail step (how far a sliding window may "
+        "reach back beyond its length), the layout of a row, and the memory for a million keys.",
+    )
+    p.add_argument("flow", help="module with `flow = Flow(...)`, such as agents.recommend")
+    p.add_argument("--keys", type=int, default=1_000_000, help="number of keys to reckon for (1000000)")
+    p.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def run(args) -> int:
+    from streamai.flow import load
+
+    report = describe(load(args.flow), args.keys)
+    if args.json:
+        print(json.dumps(report))
+    else:
+        show(report)
+    return 0
+
+
+def describe(flow, keys: int) -> dict:
+    """The plan as a JSON-able dict; sizes in bytes, tail steps in ns."""
+    from streamai.engine import layout_of
+    from streamai.feature import compile_views
+
+    plans = {}
+    for views in (flow.key_views, flow.item_views):
+        if not views:
+            continue
+        plan = compile_views(views, flow.schema)
+        features = [f for v in views for f in v.features.values()]
+        rows = zip(plan.names, features, plan.bytes_of().values(), plan.tail_step_ns)
+        plans[plan.key] = {
+            "digest": plan.digest,
+            "bytes": 8 * plan.cells,
+            "features": [
+                {"name": n, "op": op(f), "window": window(f), "bytes": b, "tail_step_ns": int(t)}
+                for n, f, b, t in rows
+            ],
+        }
+    layout = layout_of(flow)
+    row = {
+        "header": 8 * layout.plan_at,
+        "features": 8 * layout.plan_cells,
+        "ring": 8 * (layout.lm_at - layout.ring_at),
+        "lm_state": 8 * (layout.cells - layout.lm_at),
+    }
+    total = sum(row.values())
+    return {
+        "flow": flow.name,
+        "source": flow.source,
+        "key": flow.schema.key,
+        "plans": plans,
+        "row": row,
+        "ring_events": layout.ring,
+        "bytes_a_key": total,
+        "keys": keys,
+        "memory_bytes": keys * (total + INDEX_BYTES),
+    }
+
+
+def _text(column) -> str:
+    """A column of the event, or one worked out of several, as it was declared."""
+    if column is None or isinstance(column, str):
+        return column or ""
+    return f"{column.op}({', '.join(_text(c) for c in column.inputs)})"
+
+
+def op(feature) -> str:
+    """What is computed: `mean(dwell_ms)`, `ratio(...)`."""
+    if feature.inputs:
+        return f"{feature.output}({', '.join(op(f) for f in feature.inputs)})"
+    plain = {"n": "count", "total": "sum", "second": feature.aggregate}
+    columns = ", ".join(t for t in (_text(feature.value), _text(feature.weight)) if t and t != "item_hash()")
+    kinds = f" kind={','.join(str(k) for k in feature.kinds)}" if feature.kinds else ""
+    return f"{plain.get(feature.output, feature.output)}({columns}){kinds}"
+
+
+def window(feature) -> str:
+    """Its window in words."""
+    if feature.inputs:
+        return ""
+    w = feature.window
+    span = duration(w.length_ns)
+    return {
+        "unbounded": "all events",
+        "sawtooth": f"{span} sliding, {w.parts} hops",
+        "exact": f"{span} exact, at most {w.parts}" if w.length_ns else f"last {w.parts} events",
+        "tumbling": f"{span} tumbling",
+        "session": f"session, pause {span}",
+        "decayed": f"half-life {span}",
+        "ewm": f"half-life {span}, by time",
+        "since": "",
+    }[w.kind]
+
+
+def duration(ns: int) -> str:
+    """`5m`, `18.75s`; empty for 0."""
+    for unit, seconds in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
+        if ns >= seconds * 10**9:
+            return f"{ns / seconds / 1e9:.4g}{unit}"
+    return f"{ns / 1e6:.4g}ms" if ns else ""
+
+
+def _size(n: float) -> str:
+    for unit in ("B", "KB", "MB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} GB"
+
+
+def show(report: dict) -> None:
+    """The report for people."""
+    print(f"flow {report['flow']}: reads {report['source']}, keyed by {report['key']}")
+    for key, plan in report["plans"].items():
+        print(f"\nfeatures of {key}  (plan {plan['digest']}, {plan['bytes']:,} bytes a key)")
+        rows = [("feature", "computed", "window", "bytes", "tail step")]
+        rows += [
+            (f["name"], f["op"], f["window"], f"{f['bytes']:,}", duration(f["tail_step_ns"]) or "exact")
+            for f in plan["features"]
+        ]
+        w = [max(len(r[i]) for r in rows) for i in range(5)]
+        for name, what, span, size, tail in rows:
+            print(f"  {name:{w[0]}}  {what:{w[1]}}  {span:{w[2]}}  {size:>{w[3]}}  {tail:>{w[4]}}")
+    print(f"\nrow of {report['key']}")
+    for part, size in report["row"].items():
+        note = f"  last {report['ring_events']} events" if part == "ring" else ""
+        print(f"  {part:10} {size:>8,} bytes{note}")
+    print(f"  {'total':10} {report['bytes_a_key']:>8,} bytes a key, {INDEX_BYTES} more in memory to find it")
+    print(f"\n{report['keys']:,} keys in memory: {_size(report['memory_bytes'])}")
+    print("Keys beyond state.rows_max stay on disk and are read when they come again.")
+    print("Bytes that features share are counted at the first of them.")

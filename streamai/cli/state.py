@@ -1,0 +1,181 @@
+"""`streamai state get KEY --flow FLOW`: what is stored of a key. `streamai state info`: of each partition."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import pathlib
+
+
+def add(subparsers) -> None:
+    p = subparsers.add_parser(
+        "state",
+        help="look into the stored state of a key",
+        description="Reads the checkpoints on disk, also beside a running worker: what is shown is the last checkpoint.",
+    )
+    actions = p.add_subparsers(dest="action", metavar="ACTION", required=True)
+    get = actions.add_parser("get", help="features, last events and times of a key")
+    get.add_argument("key", help="the key as it is on the wire, such as a user_id or an instrument")
+    get.add_argument("--last", type=int, default=10, help="events of the ring to show (10)")
+    info = actions.add_parser("info", help="fence, keys and size of every partition")
+    for q in (get, info):
+        q.add_argument("--flow", required=True, help="module with `flow = Flow(...)`, such as agents.recommend")
+        q.add_argument("--folder", help="state folder; default: that of the settings, then the flow's name")
+        q.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def run(args) -> int:
+    from streamai.flow import load
+
+    flow = load(args.flow)
+    stores = open_stores(flow, args.folder)
+    try:
+        return _info(stores, args) if args.action == "info" else _get(flow, stores, args)
+    finally:
+        for store in stores.values():
+            store.close()
+
+
+def open_stores(flow, folder: str | None) -> dict[str, object]:
+    """Every store under the flow's folder, read only, by the name of its own folder (the partition)."""
+    from streamai import settings
+    from streamai.errors import StateError
+    from streamai.state.store import Store
+
+    root = pathlib.Path(folder) if folder else pathlib.Path(settings.load().state.folder) / flow.name
+    found = sorted(p.parent for p in root.glob("**/CURRENT"))
+    if not found:
+        raise StateError(
+            f"no state of {flow.name} in {root}: expected a folder for each partition that a worker has had. "
+            "Name another one with --folder."
+        )
+    return {str(p.relative_to(root)): Store(p, read_only=True) for p in found}
+
+
+def _info(stores: dict, args) -> int:
+    rows = [
+        {
+            "partition": name,
+            "fence": (meta := store.meta() or {}).get("fence"),
+            "keys": sum(1 for _ in store.scan(b"k")),
+            "bytes": store.size_bytes(),
+            "meta": meta,
+        }
+        for name, store in stores.items()
+    ]
+    if args.json:
+        print(json.dumps({"partitions": rows}))
+        return 0
+    for r in rows:
+        print(f"{r['partition']}: fence {r['fence']}, {r['keys']:,} keys, {r['bytes']:,} bytes on disk")
+    return 0
+
+
+def _get(flow, stores: dict, args) -> int:
+    import numpy as np
+
+    from streamai.kernels.index import hash128
+
+    key = args.key.encode()
+    h0, h1 = hash128(np.frombuffer(key, "u1"), 0, len(key))
+    name = np.array([h0, h1], "u8").tobytes()
+    for partition, store in stores.items():
+        value = store.load([name])[0]
+        if value is not None:
+            row = np.frombuffer(value, "u1", offset=2 + int.from_bytes(value[:2], "little"))
+            report = describe(flow, row.copy(), store.vocabulary(), args.last)
+            report = {"key": args.key, "partition": partition, "fence": (store.meta() or {}).get("fence"), **report}
+            print(json.dumps(report)) if args.json else show(report)
+            return 0
+    print(f"no state of {args.key!r} in {len(stores)} partition(s): never seen, or not yet checkpointed")
+    return 1
+
+
+def describe(flow, row, ids: list[str] | None, last: int) -> dict:
+    """What a row u1[R] says, JSON-able. ids: the store's item ids in index order."""
+    import numpy as np
+
+    from streamai.engine import layout_of
+    from streamai.errors import StateError
+
+    layout = layout_of(flow)
+    if row.size != layout.row_bytes:
+        raise StateError(
+            f"the stored row has {row.size} bytes, {flow.name} now has rows of {layout.row_bytes}: "
+            "the views or the model's size changed since the checkpoint."
+        )
+    cells = row.view("i8")
+    lm = row[8 * layout.lm_at :].view("f4")[: layout.lm_floats]
+    return {
+        "events": int(cells[1]),
+        "last_event_ts_ns": int(cells[0]),
+        "features": features(flow, cells, layout),
+        "ring": ring(flow, row, layout, ids, last),
+        "lm": {"model": f"{row.view('u8')[2]:016x}", "norm": float(np.sqrt(np.sum(lm.astype("f8") ** 2)))},
+    }
+
+
+def features(flow, cells, layout) -> dict[str, float | None]:
+    """The features of a row (cells i8) as of its last event; None = not seen."""
+    import numpy as np
+
+    from streamai.feature import compile_views
+    from streamai.kernels import windows
+
+    plan = compile_views(flow.key_views, flow.schema)
+    nobody = plan.acc.copy()
+    nobody[:, windows.KINDS] = 0  # read the windows at that time without an event of any kind
+    state = cells[layout.plan_at : layout.plan_at + plan.cells].copy()
+    out, columns = np.empty(len(plan.names), "f4"), np.full(len(flow.schema.columns), np.nan)
+    at = int(cells[0])
+    windows.update(
+        plan.derived, plan.derived_p, nobody, plan.acc_p, plan.out, plan.out_p, state.view("f8"), state,
+        at, at, 1, np.uint64(0), columns, np.empty(plan.scratch), out,
+    )  # fmt: skip
+    return {n: None if math.isnan(v) else round(float(v), 6) for n, v in zip(plan.names, out)}
+
+
+def ring(flow, row, layout, ids: list[str] | None, last: int) -> list[dict]:
+    """The newest events of a row's ring, newest first: kind, and the item with its title or the token."""
+    catalogue = _catalogue(flow)
+    kinds = {number: name for name, number in flow.schema.kinds.items()}
+    seen, entry = int(row.view("i8")[1]), layout.entry_bytes
+    out = []
+    for k in range(min(seen, layout.ring, last)):
+        at = 8 * layout.ring_at + ((seen - 1 - k) % layout.ring) * entry
+        token = int(row[at : at + 4].view("i4")[0])
+        event = {"kind": kinds.get(int(row[at + 4]), int(row[at + 4]))}
+        if catalogue is None:
+            event["token"] = token
+        elif token < 0:
+            event["item"] = None  # was in no catalogue when it came
+        else:
+            event["item"] = (ids or catalogue.ids)[token]
+            index = catalogue.index(event["item"])
+            event["title"] = catalogue.titles[index] if index >= 0 else ""
+        out.append(event)
+    return out
+
+
+def _catalogue(flow):
+    from streamai.catalogue import Catalogue
+
+    if flow.catalogue is None or isinstance(flow.catalogue, Catalogue):
+        return flow.catalogue
+    return Catalogue.load(flow.catalogue)
+
+
+def show(report: dict) -> None:
+    """A key's state for people."""
+    when = datetime.datetime.fromtimestamp(report["last_event_ts_ns"] / 1e9, datetime.UTC)
+    print(f"{report['key']}: partition {report['partition']}, checkpoint at offset {report['fence']}")
+    print(f"  {report['events']:,} events, the last at {when:%Y-%m-%d %H:%M:%S.%f} UTC")
+    print("features as of its last event")
+    for name, value in report["features"].items():
+        print(f"  {name:24} {'-' if value is None else f'{value:,.6g}'}")
+    print("last events, newest first")
+    for event in report["ring"]:
+        what = event.get("title") or event.get("item") or event.get("token", "(not in the catalogue)")
+        print(f"  {event['kind']:10} {what}")
+    print(f"LM state: norm {report['lm']['norm']:.3f}, of model {report['lm']['model']}")
