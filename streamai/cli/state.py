@@ -12,7 +12,7 @@ def add(subparsers) -> None:
     p = subparsers.add_parser(
         "state",
         help="look into the stored state of a key",
-        description="Reads the checkpoints on disk, also beside a running worker: what is shown is the last checkpoint.",
+        description="Reads the checkpoints on disk, also beside a running worker: it shows the last checkpoint.",
     )
     actions = p.add_subparsers(dest="action", metavar="ACTION", required=True)
     get = actions.add_parser("get", help="features, last events and times of a key")
@@ -20,7 +20,7 @@ def add(subparsers) -> None:
     get.add_argument("--last", type=int, default=10, help="events of the ring to show (10)")
     info = actions.add_parser("info", help="fence, keys and size of every partition")
     for q in (get, info):
-        q.add_argument("--flow", required=True, help="module with `flow = Flow(...)`, such as agents.recommend")
+        q.add_argument("--flow", required=True, help="module of the flow, such as agents.recommend")
         q.add_argument("--folder", help="state folder; default: that of the settings, then the flow's name")
         q.add_argument("--json", action="store_true", help="one JSON object")
 
@@ -75,17 +75,16 @@ def _info(stores: dict, args) -> int:
 def _get(flow, stores: dict, args) -> int:
     import numpy as np
 
-    from streamai.kernels.index import hash128
+    from streamai.catalogue import hash_id
 
-    key = args.key.encode()
-    h0, h1 = hash128(np.frombuffer(key, "u1"), 0, len(key))
-    name = np.array([h0, h1], "u8").tobytes()
+    name = np.array(hash_id(args.key), "u8").tobytes()  # keys and item ids share one hash
     for partition, store in stores.items():
         value = store.load([name])[0]
         if value is not None:
             row = np.frombuffer(value, "u1", offset=2 + int.from_bytes(value[:2], "little"))
             report = describe(flow, row.copy(), store.vocabulary(), args.last)
-            report = {"key": args.key, "partition": partition, "fence": (store.meta() or {}).get("fence"), **report}
+            fence = (store.meta() or {}).get("fence")
+            report = {"key": args.key, "partition": partition, "fence": fence, **report}
             print(json.dumps(report)) if args.json else show(report)
             return 0
     print(f"no state of {args.key!r} in {len(stores)} partition(s): never seen, or not yet checkpointed")

@@ -15,7 +15,7 @@ def add(subparsers) -> None:
     p = subparsers.add_parser(
         "stats",
         help="show latency and throughput of a running worker",
-        description="Reads /stats of a worker's web endpoint. The same figures for Prometheus are at /metrics.",
+        description="Reads /stats of a worker's web endpoint; Prometheus finds the same at /metrics.",
     )
     p.add_argument("--url", help="address of the worker's web endpoint; default: web.host and web.port")
     p.add_argument("--watch", type=float, metavar="SECONDS", help="again and again, with events/s between")
@@ -55,7 +55,8 @@ def show(now: dict, before: dict | None, seconds: float | None) -> None:
     """Counters for people."""
     events, total = now["events"], sum(now["events"].values())
     rate = f"  {(total - sum(before['events'].values())) / seconds:,.0f}/s" if before else ""
-    print(f"{now['flow']}: " + ", ".join(f"{n:,} {name}" for name, n in events.items() if n or name == "scored") + rate)
+    shown = ", ".join(f"{n:,} {name}" for name, n in events.items() if n or name == "scored")
+    print(f"{now['flow']}: {shown}{rate}")
     scored = max(1, sum(now["tiers"].values()))
     print("tiers: " + ", ".join(f"{name} {n / scored:.1%}" for name, n in now["tiers"].items() if n))
     print(f"lag: {sum(now['lag'].values()):,} records in {len(now['lag'])} partition(s)")
