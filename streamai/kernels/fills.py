@@ -76,7 +76,9 @@ def walk(
             clock[k, SINCE] = now
         else:
             now = max(now, clock[k, NOW])
-        _fill_due(k, now, last_event[k], fee_rate, money, clock, equity, orders_i, orders_f)
+        waiting = clock[k, HEAD] >= 0  # asked here: most events find no order, and a call is not free
+        if waiting:
+            _fill_due(k, now, last_event[k], fee_rate, money, clock, equity, orders_i, orders_f)
         _hold(k, now, money, clock)
         clock[k, NOW] = now
         last_event[k] = i
@@ -87,8 +89,8 @@ def walk(
         if not (np.isnan(money[k, BID]) or np.isnan(money[k, ASK])):
             money[k, MID] = 0.5 * (money[k, BID] + money[k, ASK])
         _mark(k, money, equity)
-        # those that waited for a first quote
-        _fill_due(k, now, i, fee_rate, money, clock, equity, orders_i, orders_f)
+        if waiting:  # those whose side had not been quoted
+            _fill_due(k, now, i, fee_rate, money, clock, equity, orders_i, orders_f)
         level = target[i] * size
         if not np.isnan(level) and level != money[k, SENT]:
             _send(orders, k, i, level, now + latency_ns[i], money, clock, orders_i, orders_f)
