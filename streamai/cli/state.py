@@ -12,7 +12,7 @@ def add(subparsers) -> None:
     p = subparsers.add_parser(
         "state",
         help="look into the stored state of a key",
-        description="Reads the checkpoints on disk, also beside a running worker: it shows the last checkpoint.",
+        description="Reads the checkpoints on disk, also of a running worker: the last one is shown.",
     )
     actions = p.add_subparsers(dest="action", metavar="ACTION", required=True)
     get = actions.add_parser("get", help="features, last events and times of a key")
