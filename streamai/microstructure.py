@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Unpack
 
-from streamai.feature import Expression, Feature, Options, aggregate, mean, ratio, total
+from streamai.declaration import Expression, Feature
+from streamai.feature import Options, aggregate, mean, ratio, total
 
 BOOK = ("bid", "ask", "bid_size", "ask_size")
 

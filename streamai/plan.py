@@ -9,9 +9,9 @@ from math import log
 
 import numpy as np
 
+from streamai.declaration import Expression, Feature, Window, check, kind_numbers
 from streamai.errors import DeclarationError
 from streamai.events import Schema
-from streamai.feature import Expression, Feature, FeatureView, Window, check, kind_numbers
 from streamai.kernels import derive, exact, panes, windows
 
 STATE_FORMAT = 1  # raised when the same declaration would lay out or mean its cells otherwise
@@ -220,7 +220,7 @@ def _output(tables: _Tables, f: Feature, every: set) -> int:
     return tables.outputs[id(f)]
 
 
-def _names(views: Sequence[type[FeatureView]]) -> list[str]:
+def _names(views: Sequence[type]) -> list[str]:
     plain = [name for v in views for name in v.features]
     return [name if plain.count(name) == 1 else f"{v.__name__}.{name}" for v in views for name in v.features]
 
@@ -241,7 +241,7 @@ def _array(rows: list, width: int, dtype: str) -> np.ndarray:
     return np.array(rows, dtype).reshape(len(rows), width)
 
 
-def compile_plan(views: Sequence[type[FeatureView]], schema: Schema) -> Plan:
+def compile_plan(views: Sequence[type], schema: Schema) -> Plan:
     """See feature.compile_views. DeclarationError if the views differ in key or do not fit the schema."""
     keys = {v.key for v in views} or {schema.key}
     if len(keys) > 1:

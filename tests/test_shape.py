@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = [
     {"errors", "settings", "clock"},
     {"kernels"},
-    {"feature", "flow", "catalogue", "deadline", "events", "scored"},
+    {"declaration", "feature", "microstructure", "plan", "flow", "catalogue", "deadline", "events", "scored"},
     {"state", "model", "wire"},
     {"engine"},
     {"live", "replay", "broker"},

@@ -7,7 +7,7 @@ key's newest has no return and no order flow (NaN), and is not remembered. The f
 import numpy as np
 from numba import njit
 
-from streamai.kernels import jit
+from streamai.kernels import leaf
 from streamai.kernels.maths import bits_of_f8, log_f8
 
 MIDDLE = 1  # (a + b) / 2
@@ -28,7 +28,7 @@ GAP_MS = 14  # ms since the key's newest event; NaN for the first
 CELLS = {ORDER_FLOW: 5, LOG_RETURN: 1}
 
 
-@njit(**jit)
+@njit(**leaf)
 def _mix(h):
     """MurmurHash3's finaliser, the upper 52 bits: they fit a float64 exactly."""
     h = np.uint64(h)
@@ -40,7 +40,7 @@ def _mix(h):
     return np.float64(h >> np.uint64(12))
 
 
-@njit(**jit)
+@njit(**leaf)
 def order_flow(cells, at, bid, ask, bid_size, ask_size):
     """What the change of the book since the last call added to the bid less what it added to the ask.
 
@@ -64,7 +64,7 @@ def order_flow(cells, at, bid, ask, bid_size, ask_size):
     return e
 
 
-@njit(**jit)
+@njit(**leaf)
 def log_return(cells, at, price):
     """log(price / previous price); 0 for the first. cells[at] keeps the price."""
     if not price > 0.0:
@@ -74,7 +74,7 @@ def log_return(cells, at, price):
     return 0.0 if previous == 0.0 or previous == price else log_f8(price / previous)
 
 
-@njit(**jit)
+@njit(**leaf)
 def of_event(derived, d, cells, x, kind, item_hash, gap_ns, old):
     """Value of derived column d. derived[d]: op, four indices into x, mask of kinds, cell."""
     op = derived[d, 0]

@@ -7,7 +7,7 @@ weight where values decay. Nothing is ever subtracted; variance is Welford's, We
 import numpy as np
 from numba import njit
 
-from streamai.kernels import jit
+from streamai.kernels import leaf
 
 COUNT = 1  # n
 SUM = 2  # n, sum
@@ -25,7 +25,7 @@ FORGOTTEN = 1e-200
 """A decayed weight below this is none: some 660 half-lives. Smaller ones would lose digits."""
 
 
-@njit(**jit)
+@njit(**leaf)
 def merge(agg, n1, a1, b1, n2, a2, b2):
     """The pane of the earlier values (n1, a1, b1) followed by the later (n2, a2, b2)."""
     if n2 == 0.0:
@@ -48,13 +48,13 @@ def merge(agg, n1, a1, b1, n2, a2, b2):
     return n, a1 + a2, b1 + b2
 
 
-@njit(**jit)
+@njit(**leaf)
 def load(cells, at, size):
     """The pane at `at` as three numbers."""
     return cells[at], (cells[at + 1] if size > 1 else 0.0), (cells[at + 2] if size > 2 else 0.0)
 
 
-@njit(**jit)
+@njit(**leaf)
 def store(cells, at, size, n, a, b):
     cells[at] = n
     if size > 1:
@@ -63,7 +63,7 @@ def store(cells, at, size, n, a, b):
         cells[at + 2] = b
 
 
-@njit(**jit)
+@njit(**leaf)
 def merge_into(agg, cells, cells_i8, at, size, later):
     """Merge the pane at `later` into the one at `at`."""
     if agg == BITMAP:
@@ -78,13 +78,13 @@ def merge_into(agg, cells, cells_i8, at, size, later):
     store(cells, at, size, n, a, b)
 
 
-@njit(**jit)
+@njit(**leaf)
 def clear(cells, at, count):
     for j in range(at, at + count):
         cells[j] = 0.0
 
 
-@njit(**jit)
+@njit(**leaf)
 def add(agg, cells, cells_i8, at, size, v, w, t, weight):
     """Add value v, with the column of weights w (VWAP) and the decayed weight `weight`, at time t."""
     if agg == COUNT:
@@ -122,7 +122,7 @@ def add(agg, cells, cells_i8, at, size, v, w, t, weight):
                 cells_i8[at + 2] = t
 
 
-@njit(**jit)
+@njit(**leaf)
 def decay(agg, cells, at, size, factor):
     """Multiply the weight of all that the pane holds; the mean of MOMENTS stays."""
     n = cells[at] * factor

@@ -10,7 +10,7 @@ newest event time `now`, and an event older than that is put where it belongs, i
 import numpy as np
 from numba import njit
 
-from streamai.kernels import derive, exact, jit
+from streamai.kernels import derive, exact, leaf
 from streamai.kernels.maths import exp2_f8, log_f8
 from streamai.kernels.panes import add, clear, decay, merge_into
 
@@ -33,7 +33,7 @@ N, TOTAL, MEAN, VARIANCE, STD, SECOND, RATE, RATE_OF_HOPS, ROOT, WEIGHTED_MEAN, 
 RATIO, MINUS, DEVIATION_BP, LOG_RATIO = range(12, 16)
 
 
-@njit(**jit)
+@njit(**leaf)
 def _tumble(acc, a, f, i, now, t):
     """True if an event at t belongs to the interval that now lies in."""
     base, length = acc[a, BASE], acc[a, LENGTH]
@@ -44,7 +44,7 @@ def _tumble(acc, a, f, i, now, t):
     return t // length + 1 == number
 
 
-@njit(**jit)
+@njit(**leaf)
 def _session(acc, a, f, i, last_ts, t):
     """True if an event at t belongs to the newest session; a gap of `length` or more parts two."""
     base, gap = acc[a, BASE], acc[a, LENGTH]
@@ -59,7 +59,7 @@ def _session(acc, a, f, i, last_ts, t):
     return True
 
 
-@njit(**jit)
+@njit(**leaf)
 def _sawtooth(acc, a, f, i, now, seen, v, w, t):
     """Whole hops and the running one. The pane of all of them is made anew only when the hop changes."""
     agg, base, size, hop, hops = acc[a, AGG], acc[a, BASE], acc[a, SIZE], acc[a, HOP], acc[a, HOPS]
@@ -84,7 +84,7 @@ def _sawtooth(acc, a, f, i, now, seen, v, w, t):
             add(agg, f, i, base + 1, size, v, w, t, 1.0)
 
 
-@njit(**jit)
+@njit(**leaf)
 def _since(acc, a, f, i, now, seen, t):
     """ms from the newest event before this one to now."""
     base = acc[a, BASE]
@@ -95,7 +95,7 @@ def _since(acc, a, f, i, now, seen, t):
         i[base] = t
 
 
-@njit(**jit)
+@njit(**leaf)
 def _ewm(acc, acc_p, a, f, i, seen, v, t):
     """Mean that forgets half of itself in a half-life, whatever the number of events: the newest value
     is given what the time since the one before it took (polars' ewm_mean_by)."""
@@ -111,7 +111,7 @@ def _ewm(acc, acc_p, a, f, i, seen, v, t):
     i[base] = t
 
 
-@njit(**jit)
+@njit(**leaf)
 def _accumulate(acc, acc_p, f, i, t, last_ts, kind, x):
     now = max(t, last_ts)
     factor, of_rate, late_factor = 1.0, -1.0, 1.0  # of the half-life last met: rows of one are neighbours
@@ -153,7 +153,7 @@ def _accumulate(acc, acc_p, f, i, t, last_ts, kind, x):
             _since(acc, a, f, i, now, seen, t)
 
 
-@njit(**jit)
+@njit(**leaf)
 def _distinct(i, at, size):
     """Linear counting: bits * log(bits / zeros); a full bitmap counts as if one bit were zero."""
     ones = 0
@@ -166,7 +166,7 @@ def _distinct(i, at, size):
     return bits * log_f8(bits / float(max(bits - ones, 1)))
 
 
-@njit(**jit)
+@njit(**leaf)
 def _of_pane(op, f, i, at, size, scale, now, start):
     n = f[at]
     if op == N:
@@ -194,7 +194,7 @@ def _of_pane(op, f, i, at, size, scale, now, start):
     return f[at + 1] / f[at + 2] if f[at + 2] != 0.0 else np.nan  # WEIGHTED_MEAN
 
 
-@njit(**jit)
+@njit(**leaf)
 def _of_outputs(op, a, b):
     if op == RATIO:
         return a / b if b != 0.0 else np.nan
@@ -205,7 +205,7 @@ def _of_outputs(op, a, b):
     return log_f8(a / b) if a > 0.0 and b > 0.0 else np.nan  # LOG_RATIO
 
 
-@njit(**jit)
+@njit(**leaf)
 def update(
     derived, derived_p, acc, acc_p, out, out_p,
     cells_f8, cells_i8, t, last_ts, kind, item_hash, columns, x, features,
