@@ -1,0 +1,204 @@
+"""Model files: named arrays behind a JSON header, memory-mapped; nothing in a file is ever executed.
+
+    b"STREAMAI"   u4 version   u8 bytes of the header   header (JSON, UTF-8)   arrays, each 64-byte aligned
+
+Header: kind ("clicks" or "market"), d, layers, mlp, side, heads, horizons, plan (digest of the features
+that the head was trained on), metrics, arrays {name: {dtype, shape, offset}}; offsets count from the
+first 64-byte boundary after the header. All little-endian. The item ids of a click model's vocabulary
+are two arrays, their UTF-8 bytes joined and where each begins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from streamai.errors import ModelError
+
+MAGIC, VERSION = b"STREAMAI", 1
+KINDS = ("clicks", "market")
+_START = struct.Struct("<8sIQ")
+_ALIGN = 64
+_HEADER_BYTES_MAX = 1 << 24
+_DTYPES = {"<f4", "|i1", "|u1", "<i4", "<i8"}
+_IDS, _IDS_AT = "vocabulary_bytes", "vocabulary_at"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model file as read.
+
+    path     where it was
+    digest   16 hex digits over the whole file; stands in every output scored with it
+    header   dict, see the module's head, with `vocabulary`: list of item ids (empty for markets)
+    arrays   name -> array, C order; private pages of the mapped file
+    """
+
+    path: str
+    digest: str
+    header: dict
+    arrays: dict[str, np.ndarray]
+
+    @property
+    def kind(self) -> str:
+        return self.header["kind"]
+
+    @property
+    def vocabulary(self) -> list[str]:
+        return self.header["vocabulary"]
+
+
+def _aligned(n: int) -> int:
+    return -(-n // _ALIGN) * _ALIGN
+
+
+def write(path: str | Path, header: Mapping, arrays: Mapping[str, np.ndarray]) -> str:
+    """Write a model file, whole or not at all; returns its digest.
+
+    header needs `kind`; `vocabulary` (item ids) is packed into arrays. The same input gives the same bytes.
+    """
+    path, header, arrays = Path(path), dict(header), dict(arrays)
+    if header.get("kind") not in KINDS:
+        raise ModelError(f"{path}: kind is {header.get('kind')!r}; expected one of {KINDS}")
+    ids = [str(s).encode() for s in header.pop("vocabulary", ())]
+    if ids:
+        arrays[_IDS] = np.frombuffer(b"".join(ids) or b"\0", np.uint8)
+        arrays[_IDS_AT] = np.cumsum([0] + [len(b) for b in ids]).astype("<i8")
+    table, chunks, offset = {}, [], 0
+    for name in sorted(arrays):
+        a = np.ascontiguousarray(arrays[name])
+        dtype = a.dtype.newbyteorder("<").str
+        if dtype not in _DTYPES:
+            raise ModelError(f"{path}: array {name} is {a.dtype}; a file holds {sorted(_DTYPES)}")
+        raw = a.astype(dtype, copy=False).tobytes()
+        table[name] = {"dtype": dtype, "shape": list(arrays[name].shape), "offset": offset}
+        chunks += [raw, bytes(_aligned(len(raw)) - len(raw))]
+        offset += _aligned(len(raw))
+    header["arrays"] = table
+    text = json.dumps(header, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+    head = _START.pack(MAGIC, VERSION, len(text)) + text
+    content = b"".join([head, bytes(_aligned(len(head)) - len(head)), *chunks])
+    draft = path.with_name(path.name + ".draft")
+    with draft.open("wb") as f:
+        f.write(content)
+        f.flush()
+        os.fsync(f.fileno())
+    draft.replace(path)
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def read(path: str | Path) -> Weights:
+    """Read a model file. ModelError says what is damaged and where; every length is checked."""
+    path = Path(path)
+    try:
+        # copy on write: pages are shared until touched, and numba sees an ordinary writable array
+        data = np.memmap(path, np.uint8, "c").view(np.ndarray)
+    except (OSError, ValueError) as e:
+        raise ModelError(f"{path}: cannot be read as a model file ({e}); export it again") from e
+    header, start = _header(path, data)
+    arrays = {}
+    for name, entry in _entries(path, header).items():
+        arrays[name] = _array(path, data, start, name, entry)
+    header["vocabulary"] = _vocabulary(path, arrays.pop(_IDS, None), arrays.pop(_IDS_AT, None))
+    return Weights(str(path), hashlib.blake2b(data, digest_size=8).hexdigest(), header, arrays)
+
+
+def _header(path: Path, data: np.ndarray) -> tuple[dict, int]:
+    if len(data) < _START.size:
+        raise ModelError(f"{path}: {len(data)} bytes; expected a model file of at least {_START.size}")
+    magic, version, size = _START.unpack(data[: _START.size].tobytes())
+    if magic != MAGIC:
+        raise ModelError(f"{path}: begins with {magic!r}; a model file begins with {MAGIC!r}")
+    if version != VERSION:
+        raise ModelError(f"{path}: format version {version}; this streamai reads {VERSION}; export it again")
+    if size > min(len(data) - _START.size, _HEADER_BYTES_MAX):
+        raise ModelError(f"{path}: header of {size} bytes in a file of {len(data)}; it is damaged")
+    try:
+        header = json.loads(data[_START.size : _START.size + size].tobytes())
+    except (ValueError, RecursionError) as e:
+        raise ModelError(f"{path}: the header is not JSON ({e}); the file is damaged") from e
+    if not isinstance(header, dict) or header.get("kind") not in KINDS:
+        raise ModelError(f"{path}: the header names no kind; expected one of {KINDS}")
+    return header, _aligned(_START.size + size)
+
+
+def _entries(path: Path, header: dict) -> dict:
+    entries = header.pop("arrays", None)
+    if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
+        raise ModelError(f"{path}: the header has no table of arrays; the file is damaged")
+    return entries
+
+
+def _array(path: Path, data: np.ndarray, start: int, name: str, entry: dict) -> np.ndarray:
+    dtype, shape, offset = entry.get("dtype"), entry.get("shape"), entry.get("offset")
+    whole = lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0  # noqa: E731
+    good = isinstance(dtype, str) and dtype in _DTYPES and isinstance(shape, list) and len(shape) <= 4
+    if not (good and all(map(whole, shape)) and whole(offset) and offset % _ALIGN == 0):
+        raise ModelError(f"{path}: array {name} is described as {entry}; the file is damaged")
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if start + offset + size > len(data):
+        raise ModelError(f"{path}: array {name} ends beyond the file's {len(data)} bytes; it was cut short")
+    a = data[start + offset : start + offset + size].view(dtype).reshape(shape)
+    if dtype == "<f4" and not np.isfinite(a).all():
+        raise ModelError(f"{path}: array {name} holds NaN or infinity; train or export it again")
+    return a
+
+
+def _vocabulary(path: Path, raw: np.ndarray | None, at: np.ndarray | None) -> list[str]:
+    if raw is None and at is None:
+        return []
+    good = raw is not None and at is not None and raw.ndim == at.ndim == 1 and len(at) and at[0] == 0
+    if not good or (np.diff(at) < 0).any() or at[-1] > len(raw):
+        raise ModelError(f"{path}: the vocabulary does not fit its index; the file is damaged")
+    text, ends = raw.tobytes(), at.tolist()
+    try:
+        return [text[a:b].decode() for a, b in zip(ends, ends[1:])]
+    except UnicodeDecodeError as e:
+        raise ModelError(f"{path}: the vocabulary is not UTF-8 ({e}); the file is damaged") from e
+
+
+def shaped(weights: Weights, name: str, *shape: int | None) -> np.ndarray:
+    """An f4 array of the file with this shape (None = any size); ModelError when it is not so."""
+    a = weights.arrays.get(name)
+    wanted = ", ".join("any" if n is None else str(n) for n in shape)
+    if a is None:
+        known = ", ".join(sorted(weights.arrays))
+        raise ModelError(f"{weights.path}: no array {name}, f4[{wanted}]; it has {known}")
+    fits = a.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, a.shape))
+    if a.dtype != np.float32 or not fits:
+        raise ModelError(f"{weights.path}: array {name} is {a.dtype}{list(a.shape)}; expected f4[{wanted}]")
+    return a
+
+
+def number(weights: Weights, name: str, least: int, most: int, default: int | None = None) -> int:
+    """A whole number of the header within bounds; ModelError when it is not."""
+    value = weights.header.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ModelError(f"{weights.path}: header {name} is {value!r}; expected {least} to {most}")
+    return value
+
+
+def check_agreement(name: str, got: Sequence[np.ndarray], wanted: Sequence[np.ndarray], tol: float) -> float:
+    """Greatest |got - wanted| / (1 + |wanted|) over pairs of arrays; ModelError above tol."""
+    worst = 0.0
+    for a, b in zip(got, wanted, strict=True):
+        b = np.asarray(b, np.float64)
+        if a.shape != b.shape:
+            raise ModelError(f"{name}: the kernel gives {a.shape}, torch {b.shape}")
+        if a.size:
+            apart = np.abs(a - b) / (1 + np.abs(b))
+            worst = max(worst, float(np.max(np.where(np.isfinite(apart), apart, np.inf))))
+    if not worst <= tol:
+        raise ModelError(
+            f"{name}: torch and kernel differ by {worst:.2g}, allowed is {tol:g}; nothing is exported. "
+            "The arrays do not belong to this network, or one of the two computes another formula"
+        )
+    return worst
