@@ -128,7 +128,8 @@ def test_command_writes_the_files_and_says_where(tmp_path, capsys):
     paths = json.loads(capsys.readouterr().out)
     assert pl.read_parquet(paths["clicks"]).height == 50
     assert pl.read_parquet(paths["market"]).height == 60
-    assert pl.read_parquet(paths["market"])["price"].to_list() == g.stream_market(60, seed=5)["price"].tolist()
+    prices = pl.read_parquet(paths["market"])["price"].to_list()
+    assert prices == g.stream_market(60, seed=5)["price"].tolist()
     with pytest.raises(SystemExit) as wrong:
         cli.main(["generate", "--clicks", "-1"])
     assert wrong.value.code == 2

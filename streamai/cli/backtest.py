@@ -27,7 +27,7 @@ def add(subparsers) -> None:
     p.add_argument("--seed", type=int, default=7, help="of the draws of compute time (7)")
     p.add_argument("--instrument", help="test this one only")
     p.add_argument("--compute-histogram", metavar="FILE", help="compute times; default: the shipped ones")
-    p.add_argument("--measure", metavar="FILE", help="measure compute times here, write them to FILE, use them")
+    p.add_argument("--measure", metavar="FILE", help="measure compute times first, into FILE; use them")
     p.add_argument("--json", action="store_true", help="one JSON object as the last line")
 
 

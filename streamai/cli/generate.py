@@ -16,8 +16,8 @@ def add(subparsers) -> None:
     p = subparsers.add_parser(
         "generate",
         help="make events, as many as asked",
-        description="Write items.csv, clicks.parquet and market.parquet. The same seed and counts make the same "
-        "events. What is planted in them: replay_data/README.md.",
+        description="Write items.csv, clicks.parquet and market.parquet. The same seed and counts make the "
+        "same events. What is planted in them: replay_data/README.md.",
     )
     p.add_argument("--clicks", type=_count, default=4000, help="number of click events (4000)")
     p.add_argument("--market", type=_count, default=4000, help="number of market events (4000)")
