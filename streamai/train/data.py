@@ -9,8 +9,9 @@ import numpy as np
 import polars as pl
 import torch
 
+from streamai.catalogue import hash_id
 from streamai.errors import InputError
-from streamai.kernels import sequences as kernel
+from streamai.kernels.lm import UNKNOWN, gap_buckets
 
 ROUND = 8
 """Padded lengths are rounded up to this, so that the allocator meets few sizes."""
@@ -79,30 +80,43 @@ def sequences(table: pl.DataFrame, vocab: list[str], *, time: bool = True) -> Se
     for name in ("user_id", "item_id"):
         if name not in table.columns:
             raise InputError(f"training table: no column {name!r} in {table.columns}; map one with --map")
-    table = table.with_row_index("row").filter(pl.col("item_id").is_not_null())
+    table, start, keys = by_key(table, "user_id", "item_id")
     index = pl.DataFrame({"item_id": vocab, "token": np.arange(len(vocab), dtype=np.int32)})
     table = table.join(index, on="item_id", how="left", maintain_order="left")
-    groups = table.group_by("user_id", maintain_order=True).agg(pl.col("row").len().alias("n"))
-    # a stable sort by the key's first appearance keeps each key's arrival order
-    order = table.join(groups.with_row_index("key"), on="user_id", how="left", maintain_order="left")
-    table = order.sort("key", maintain_order=True)
-    start = np.concatenate([[0], np.cumsum(groups["n"].to_numpy())]).astype(np.int64)
-    token = table["token"].fill_null(-1).to_numpy().copy()
+    token = table["token"].fill_null(-1).to_numpy().astype(np.int32)
     for i in np.flatnonzero(token < 0):
         token[i] = len(vocab) + unknown_token(table["item_id"][int(i)])
     kind = table["kind"].to_numpy() if "kind" in table.columns else np.ones(len(token))
-    gap = np.zeros(len(token), np.int32)
-    if time and "event_ts_ns" in table.columns:
-        kernel.gap_buckets(table["event_ts_ns"].to_numpy().astype(np.int64), start, gap)
     side = np.zeros((len(token), 0), np.float32)
-    rows, keys = table["row"].to_numpy().astype(np.int64), groups["user_id"].to_list()
-    return Sequences(start, token.astype(np.int32), kind.astype(np.int32), gap, side, rows, keys)
+    row = table["row"].to_numpy().astype(np.int64)
+    return Sequences(start, token, kind.astype(np.int32), gaps(table, time), side, row, keys)
+
+
+def by_key(table: pl.DataFrame, key: str, *needed: str) -> tuple[pl.DataFrame, np.ndarray, list[str]]:
+    """The table with each key's rows together in arrival order, keys by first appearance; where each begins
+    i8[n + 1]; and the keys. Column `row` keeps the place in `table`; rows with a null in `needed` go."""
+    table = table.with_row_index("row").filter(pl.all_horizontal(pl.col(key, *needed).is_not_null()))
+    groups = table.group_by(key, maintain_order=True).len("n").with_row_index("key_index")
+    # stable, so each key's arrival order stays
+    table = table.join(groups, on=key, how="left", maintain_order="left")
+    table = table.sort("key_index", maintain_order=True)
+    start = np.concatenate([[0], np.cumsum(groups["n"].to_numpy())]).astype(np.int64)
+    return table, start, groups[key].to_list()
+
+
+def gaps(table: pl.DataFrame, time: bool) -> np.ndarray:
+    """Gap bucket i4[N] of each row of a table from `by_key`: time since the key's newest event before it."""
+    out = np.zeros(len(table), np.uint8)
+    if time and "event_ts_ns" in table.columns:
+        ts = pl.col("event_ts_ns")
+        since = ts - ts.cum_max().shift(1).over("key_index")
+        gap_buckets(table.select(since.fill_null(0)).to_series().to_numpy().astype(np.int64), out)
+    return out.astype(np.int32)
 
 
 def unknown_token(item_id: str) -> int:
-    """Which of the 64 unknown tokens stands for an item outside the vocabulary."""
-    raw = np.frombuffer(item_id.encode(), np.uint8)
-    return kernel.item_hash(raw) & 63
+    """Which of the 64 unknown tokens stands for an item outside the vocabulary (from `EVENT.item_hash`)."""
+    return ((hash_id(item_id)[0] & 0xFFFFFFFF) | 1) & (UNKNOWN - 1)
 
 
 @dataclass(frozen=True)
@@ -136,19 +150,43 @@ def batch(seq: Sequences, first: np.ndarray, length: np.ndarray, vocab: int) -> 
     return Batch(*tensors, side, torch.from_numpy(length), target, torch.from_numpy(b * T + t))
 
 
-def epoch(seq: Sequences, vocab: int, size: int, window: int, rng: np.random.Generator) -> Iterator[Batch]:
-    """Batches of one pass: one window of at most `window` events a key (a random one where it has more),
-    bucketed by length, in random order."""
+def windows(
+    seq: Sequences, window: int, cover: bool, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Begin and length of the windows of one pass, each at least 2 and at most `window` events of one key.
+
+    One window a key, a random one where it has more events; or, with `cover`, all of its events, cut at a
+    random phase.
+    """
     lengths = seq.lengths()
     use = np.flatnonzero(lengths >= 2)
-    take = np.minimum(lengths[use], window)
-    first = seq.start[use] + (rng.random(len(use)) * (lengths[use] - take + 1)).astype(np.int64)
-    order = np.argsort(take + rng.random(len(use)), kind="stable")
+    if not cover:
+        take = np.minimum(lengths[use], window)
+        return seq.start[use] + (rng.random(len(use)) * (lengths[use] - take + 1)).astype(np.int64), take
+    first, take = [], []
+    for a, n in zip(seq.start[use], lengths[use]):
+        phase = int(rng.integers(2, window + 1)) if n > window else window
+        cuts = np.unique(np.concatenate([[0], np.arange(phase, n, window), [n]]))
+        first.append(a + cuts[:-1])
+        take.append(np.diff(cuts))
+    first, take = np.concatenate(first), np.concatenate(take)
+    return first[take >= 2], take[take >= 2]
+
+
+def epoch(
+    seq: Sequences, vocab: int, size: int, window: int, rng: np.random.Generator, cover: bool = False
+) -> Iterator[Batch]:
+    """Batches of one pass over `windows`, bucketed by length, in random order."""
+    first, take = windows(seq, window, cover, rng)
+    order = np.argsort(take + rng.random(len(take)), kind="stable")
     cuts = [order[i : i + size] for i in range(0, len(order), size)]
     for c in rng.permutation(len(cuts)):
         yield batch(seq, first[cuts[c]], take[cuts[c]], vocab)
 
 
-def steps_of(seq: Sequences, size: int) -> int:
-    """How many batches one epoch has."""
-    return -(-int((seq.lengths() >= 2).sum()) // size)
+def steps_of(seq: Sequences, size: int, window: int, cover: bool = False) -> int:
+    """How many batches one epoch has; with `cover` at most: a phase may need a window less."""
+    lengths = seq.lengths()
+    lengths = lengths[lengths >= 2]
+    count = int(np.where(lengths > window, -(-lengths // window) + 1, 1).sum()) if cover else len(lengths)
+    return -(-count // size)

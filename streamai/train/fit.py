@@ -25,6 +25,7 @@ class Recipe:
     epochs: int = 14
     batch: int = 32
     window: int = 200
+    cover: bool = False  # all events of a long key every epoch, not one window of it
     rate: float = 2e-3
     warm_up: int = 100
     weight_decay: float = 0.01
@@ -64,13 +65,14 @@ def fit(
 
     after_epoch(n) may return more figures for epoch n's record. Without a terminal, one line an epoch.
     """
-    if not steps_of(seq, recipe.batch):
+    per_epoch = steps_of(seq, recipe.batch, recipe.window, recipe.cover)
+    if not per_epoch:
         raise ModelError("nothing to train on: no key has two events or more before the split")
     torch.set_num_threads(recipe.threads)
     rng, noise = np.random.default_rng(recipe.seed), torch.Generator().manual_seed(recipe.seed)
     weights = groups(model, recipe.weight_decay)
     optimiser = torch.optim.AdamW(weights, lr=recipe.rate, betas=(0.9, 0.98), fused=True)
-    steps = recipe.epochs * steps_of(seq, recipe.batch)
+    steps = recipe.epochs * per_epoch
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: rate_at(s, steps, recipe.warm_up))
     console = console or Console(stderr=True)
     records = []
@@ -79,7 +81,7 @@ def fit(
         for number in range(1, recipe.epochs + 1):
             model.train()
             began, total, count = perf_counter(), 0.0, 0
-            for b in epoch(seq, model.shape.vocabulary, recipe.batch, recipe.window, rng):
+            for b in epoch(seq, model.shape.vocabulary, recipe.batch, recipe.window, rng, recipe.cover):
                 if len(b.target):
                     loss = step_loss(model, b, recipe, noise)
                     optimiser.zero_grad(set_to_none=True)
