@@ -1,0 +1,42 @@
+"""Options that every command reading a file of events takes."""
+
+from __future__ import annotations
+
+import argparse
+
+EPILOG = """\
+--map target=source says which column is which field; repeat it. Examples:
+  --map user_id=visitor                 another name
+  --map event_ts_ms=time                the time's unit is in the target: _s, _ms, _us, _ns
+  --map event_ts=created_at             a date-time column carries its own unit
+  --map event_ts_ms=date+time_ms        a date (column or 2012-06-21) and a time since its midnight
+  --map price=price_1e4/10000           a number scaled
+  --map kind==click                     the same for every row (as --set kind=click)
+  --map price=                          leave that column out
+  --map position=position               where there is an order but no time
+"""
+
+
+def add_mapping(parser: argparse.ArgumentParser) -> None:
+    """--map, --set, --kind, --zone, --sort."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    group = parser.add_argument_group("columns")
+    group.add_argument(
+        "--map", action="append", default=[], metavar="TARGET=SOURCE", help="see below; repeat"
+    )
+    group.add_argument(
+        "--set", action="append", default=[], metavar="TARGET=VALUE", help="for all rows; repeat"
+    )
+    group.add_argument(
+        "--kind", action="append", default=[], metavar="THEIRS=OURS", help="rename a kind; repeat"
+    )
+    group.add_argument("--zone", default="UTC", help="IANA zone of times that carry none (UTC)")
+    group.add_argument("--sort", action="store_true", help="by event time; default: the file's order")
+
+
+def mapping_of(args: argparse.Namespace):
+    """The Mapping that the options say."""
+    from streamai.replay.mapping import Mapping
+
+    return Mapping.parse(args.map, args.set, args.kind, args.zone)
