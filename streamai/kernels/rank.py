@@ -70,10 +70,27 @@ def _ordered(x):
 
 
 @njit(**jit)
-def keep_best(values, ids, n, k):
-    """The k best of n by value into the first k places, order kept; ties to the earlier; returns the k-th.
+def _lowest_ids(values, ids, n, edge, k):
+    """The k-th lowest id among the values whose ordered bits are edge."""
+    low, high = np.int64(0), np.int64(2147483647)
+    while low < high:
+        middle = (low + high) >> 1
+        count = 0
+        for i in range(n):
+            count += _ordered(values[i]) == edge and ids[i] <= middle
+        if count >= k:
+            high = middle
+        else:
+            low = middle + 1
+    return np.int32(low)
 
-    Bisection over the values' bits: 32 counts that vectorise, no branches to guess.
+
+@njit(**jit)
+def keep_best(values, ids, n, k):
+    """The k best of n >= k by value into the first k places, order kept, ties to the lower id.
+
+    values f4 (no NaN), ids i4 (not negative, all different); returns the k-th value. Bisection over the
+    values' bits: 32 counts that vectorise, no branches to guess.
     """
     low, high = np.int64(-2147483648), np.int64(2147483647)
     keys = values.view(np.int32)
@@ -89,18 +106,22 @@ def keep_best(values, ids, n, k):
         else:
             high = middle - 1
     edge = np.int32(low)
-    better = 0
-    for i in range(n):
-        better += _ordered(values[i]) > edge
-    level, m, worst = k - better, 0, _ZERO
+    better, level = 0, 0
     for i in range(n):
         key = _ordered(values[i])
-        take = key > edge or (key == edge and level > 0)
+        better += key > edge
+        level += key == edge
+    last = np.int32(2147483647)
+    if better + level > k:
+        last = _lowest_ids(values, ids, n, edge, k - better)
+    m, worst = 0, _ZERO
+    for i in range(n):
+        v, name = values[i], ids[i]
+        key = _ordered(v)
         if key == edge:
-            level -= 1
-            worst = values[i]
-        values[m], ids[m] = values[i], ids[i]
-        m += take
+            worst = v
+        values[m], ids[m] = v, name
+        m += key > edge or (key == edge and name <= last)
     return worst
 
 

@@ -214,6 +214,66 @@ def add_integers(_context, x, y):
 
 
 @intrinsic
+def load_integers(_context, array, index):
+    """Sixteen elements of an int32 array."""
+
+    def emit(ctx, b, sig, args):
+        return b.load(_at(ctx, b, sig.args[0], args[0], args[1], _VI4), align=4)
+
+    return i32x16(array, types.int64), emit
+
+
+@intrinsic
+def splat_integer(_context, value):
+    """One int32 in every lane."""
+    return i32x16(types.int32), lambda _ctx, b, _sig, args: _splat(b, args[0], _VI4)
+
+
+@intrinsic
+def equal_integers(_context, x, y):
+    """Lanes where x == y, as the low sixteen bits of an integer."""
+
+    def emit(_ctx, b, _sig, args):
+        return b.zext(b.bitcast(b.icmp_signed("==", args[0], args[1]), _I2), _I4)
+
+    return types.int32(i32x16, i32x16), emit
+
+
+@intrinsic
+def equal(_context, x, y):
+    """Lanes where x == y, as the low sixteen bits of an integer."""
+
+    def emit(_ctx, b, _sig, args):
+        return b.zext(b.bitcast(b.fcmp_ordered("==", args[0], args[1]), _I2), _I4)
+
+    return types.int32(f32x16, f32x16), emit
+
+
+@intrinsic
+def smaller(_context, x, y):
+    """The smaller of two lanes; y where either is NaN."""
+
+    def emit(_ctx, b, _sig, args):
+        return b.select(b.fcmp_ordered("<", args[0], args[1]), args[0], args[1])
+
+    return f32x16(f32x16, f32x16), emit
+
+
+@intrinsic
+def minimum(_context, x):
+    """The smallest lane (no NaN)."""
+
+    def emit(_ctx, b, _sig, args):
+        value = args[0]
+        for lanes in (8, 4, 2, 1):
+            low, high = _half(b, value, lanes, 0), _half(b, value, lanes, lanes)
+            value = b.select(b.fcmp_ordered("<", low, high), low, high)
+        return b.extract_element(value, ir.Constant(_I4, 0))
+
+    return types.float32(f32x16), emit
+
+
+@intrinsic
 def lane_of(_context, x, lane):
     """One lane of a vector."""
     return types.float32(f32x16, types.int64), lambda _ctx, b, _sig, args: b.extract_element(*args)
