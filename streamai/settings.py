@@ -51,6 +51,7 @@ class Kafka:
     session_timeout_ms: int = _setting(10_000, "silence after which partitions move", low=1_000, high=600_000)
     fetch_max_wait_ms: int = _setting(50, "longest wait of a fetch", low=1, high=10_000)
     create_topics: bool = _setting(True, "make output topics that do not exist")
+    idempotence: bool = _setting(True, "the broker drops what a producer repeats; off for brokers without it")
     replication: int = _setting(1, "copies of a topic that is made", low=1, high=10)
 
     def password(self) -> str:
@@ -128,6 +129,11 @@ def _env_names() -> dict[str, str]:
     last = [n.split(".")[1] for n in names]
     out.update({PREFIX + n.split(".")[1].upper(): n for n in names if last.count(n.split(".")[1]) == 1})
     return out
+
+
+def variables() -> frozenset[str]:
+    """Every environment variable that is a setting, for who starts a process with settings of its own."""
+    return frozenset(_env_names()) | {"STREAMAI_SETTINGS"}
 
 
 def _unknown(where: str, name: str, known) -> SettingsError:

@@ -33,7 +33,6 @@ def run(args) -> int:
 
 def describe(flow, keys: int) -> dict:
     """The plan as a JSON-able dict; sizes in bytes, tail steps in ns."""
-    from streamai.engine import layout_of
     from streamai.feature import compile_views
 
     plans = {}
@@ -70,6 +69,15 @@ def describe(flow, keys: int) -> dict:
         "keys": keys,
         "memory_bytes": keys * (total + INDEX_BYTES),
     }
+
+
+def layout_of(flow):
+    """Layout of the rows of a flow's keys."""
+    from streamai.feature import compile_views
+    from streamai.model import tables, weights
+
+    model = None if flow.model is None else weights.read(flow.model)
+    return tables.layout_of(flow, compile_views(flow.key_views, flow.schema), model)
 
 
 def _text(column) -> str:

@@ -95,7 +95,7 @@ def describe(flow, row, ids: list[str] | None, last: int) -> dict:
     """What a row u1[R] says, JSON-able. ids: the store's item ids in index order."""
     import numpy as np
 
-    from streamai.engine import layout_of
+    from streamai.cli.plan import layout_of
     from streamai.errors import StateError
 
     layout = layout_of(flow)

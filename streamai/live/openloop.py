@@ -16,8 +16,6 @@ import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from hdrh.histogram import HdrHistogram
 
-from streamai.errors import StreamaiError
-
 STAGES = ("in", "step", "out", "total")
 """in: intended send time to the worker's receive time (broker, fetch); step: receive time to encoded
 output; out: from there to the consumed output (acks, broker, fetch); total: all of it."""
@@ -125,18 +123,3 @@ async def watch(
                     take(record, now_ns)
     finally:
         await consumer.stop()
-
-
-async def make_topics(bootstrap: str, partitions: dict[str, int]) -> None:
-    """Make topics (name -> partitions) on a broker that does not have them."""
-    from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    await admin.start()
-    try:
-        answer = await admin.create_topics([NewTopic(t, n, 1) for t, n in partitions.items()])
-        bad = [e for e in answer.topic_errors if e[1] not in (0, 36)]  # 36: it is there already
-        if bad:
-            raise StreamaiError(f"{bootstrap} did not make topics: {bad}")
-    finally:
-        await admin.close()
