@@ -11,20 +11,20 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from streamai.kernels import jit
+from streamai.kernels import leaf
 
 # money[instrument]: f8
 POSITION, SENT, CASH, FEES, NOTIONAL, BID, ASK, MID, VALUE = 0, 1, 2, 3, 4, 5, 6, 7, 8
 TRIP, TRIP_GAIN, SPREAD_COST, SLIPPAGE, EXPOSURE = 9, 10, 11, 12, 13
 MONEY = 14
 # clock[instrument]: i8
-NOW, SINCE, FIRST, OPENED, DUE, HEAD, TAIL, FILLS, TRIPS, HITS, HELD_NS, IN_POSITION_NS = range(12)
-CLOCK = 12
+NOW, SINCE, FIRST, OPENED, DUE, BOOK, HEAD, TAIL, FILLS, TRIPS, HITS, HELD_NS, IN_POSITION_NS = range(13)
+CLOCK = 13
 # equity: f8
 NET, PEAK, DRAWDOWN = 0, 1, 2
 
 
-@njit(**jit)
+@njit(**leaf)
 def start(money, clock, equity):
     """Empty ledgers: no position, no quote, no order."""
     money[:] = 0.0
@@ -38,7 +38,7 @@ def start(money, clock, equity):
     equity[:] = 0.0
 
 
-@njit(**jit)
+@njit(**leaf)
 def count_orders(instrument, target, size, sent):
     """Number of orders that `walk` will make; `sent` f8[K] is scratch."""
     sent[:] = 0.0
@@ -51,7 +51,7 @@ def count_orders(instrument, target, size, sent):
     return orders
 
 
-@njit(**jit)
+@njit(**leaf)
 def walk(
     instrument, ts_ns, bid, ask, target, latency_ns, fee_rate, size, money, clock, equity, orders_i, orders_f
 ):
@@ -67,7 +67,6 @@ def walk(
     An instrument's time is the newest event time seen of it. Orders of an instrument keep their sequence.
     """
     orders = 0
-    last_event = np.full(len(money), -1)
     for i in range(len(ts_ns)):
         k = instrument[i]
         now = ts_ns[i]
@@ -78,10 +77,10 @@ def walk(
             now = max(now, clock[k, NOW])
         waiting = clock[k, HEAD] >= 0  # asked here: most events find no order, and a call is not free
         if waiting:
-            _fill_due(k, now, last_event[k], fee_rate, money, clock, equity, orders_i, orders_f)
+            _fill_due(k, now, fee_rate, money, clock, equity, orders_i, orders_f)
         _hold(k, now, money, clock)
         clock[k, NOW] = now
-        last_event[k] = i
+        clock[k, BOOK] = i
         if not np.isnan(bid[i]):
             money[k, BID] = bid[i]
         if not np.isnan(ask[i]):
@@ -90,17 +89,17 @@ def walk(
             money[k, MID] = 0.5 * (money[k, BID] + money[k, ASK])
         _mark(k, money, equity)
         if waiting:  # those whose side had not been quoted
-            _fill_due(k, now, i, fee_rate, money, clock, equity, orders_i, orders_f)
+            _fill_due(k, now, fee_rate, money, clock, equity, orders_i, orders_f)
         level = target[i] * size
         if not np.isnan(level) and level != money[k, SENT]:
             _send(orders, k, i, level, now + latency_ns[i], money, clock, orders_i, orders_f)
             orders += 1
     for k in range(len(money)):  # time has reached its last event: what was due by then is filled
-        _fill_due(k, clock[k, NOW] + 1, last_event[k], fee_rate, money, clock, equity, orders_i, orders_f)
+        _fill_due(k, clock[k, NOW] + 1, fee_rate, money, clock, equity, orders_i, orders_f)
     return orders
 
 
-@njit(**jit)
+@njit(**leaf)
 def _send(o, k, i, level, due, money, clock, orders_i, orders_f):
     """Order o, decided at event i, brings the position to `level`; it joins its instrument's queue."""
     due = max(due, clock[k, DUE])  # no order overtakes an earlier one
@@ -121,9 +120,9 @@ def _send(o, k, i, level, due, money, clock, orders_i, orders_f):
     clock[k, TAIL] = o
 
 
-@njit(**jit)
-def _fill_due(k, before_ns, book, fee_rate, money, clock, equity, orders_i, orders_f):
-    """Fill the orders due before a time at the quotes that stand (those after event `book`)."""
+@njit(**leaf)
+def _fill_due(k, before_ns, fee_rate, money, clock, equity, orders_i, orders_f):
+    """Fill the orders due before a time at the quotes that stand."""
     while clock[k, HEAD] >= 0:
         o = clock[k, HEAD]
         quantity = orders_f[o, 0]
@@ -131,7 +130,7 @@ def _fill_due(k, before_ns, book, fee_rate, money, clock, equity, orders_i, orde
         if orders_i[o, 2] >= before_ns or np.isnan(price):
             return
         at = max(orders_i[o, 2], clock[k, NOW])
-        orders_i[o, 1] = book
+        orders_i[o, 1] = clock[k, BOOK]
         orders_i[o, 2] = at
         orders_f[o, 3] = price
         _hold(k, at, money, clock)
@@ -142,7 +141,7 @@ def _fill_due(k, before_ns, book, fee_rate, money, clock, equity, orders_i, orde
         clock[k, HEAD] = orders_i[o, 3]
 
 
-@njit(**jit)
+@njit(**leaf)
 def _hold(k, now, money, clock):
     """Time passes with the position as it is."""
     if money[k, POSITION] != 0.0:
@@ -153,7 +152,7 @@ def _hold(k, now, money, clock):
     clock[k, SINCE] = now
 
 
-@njit(**jit)
+@njit(**leaf)
 def _book_fill(k, at, quantity, level, price, fee_rate, money, clock):
     """Cash, fees, position and the round trip (from flat or a change of sign to the next) of one fill."""
     position = money[k, POSITION]
@@ -181,7 +180,7 @@ def _book_fill(k, at, quantity, level, price, fee_rate, money, clock):
     money[k, POSITION] = level
 
 
-@njit(**jit)
+@njit(**leaf)
 def _mark(k, money, equity):
     """Value of the instrument at its mid into the equity; peak and drawdown of the whole, net of fees."""
     value = money[k, CASH] - money[k, FEES]
