@@ -60,27 +60,41 @@ def _session(acc, a, f, i, last_ts, t):
 
 
 @njit(**leaf)
+def _turn(agg, size, hops, f, i, base, running, number):
+    """The running hop becomes `number`: panes of hops gone by are emptied, that of all is made anew."""
+    if number - running > hops:
+        clear(f, base + 1, size * (hops + 2))
+        return
+    first = base + 1 + size
+    end = first + size * (hops + 1)
+    at = first + (running % (hops + 1)) * size
+    for _ in range(number - running):
+        at += size
+        if at == end:
+            at = first
+        clear(f, at, size)
+    clear(f, base + 1, size)
+    for _ in range(hops):  # from the oldest, which follows the running one in the ring, to the newest
+        at += size
+        if at == end:
+            at = first
+        merge_into(agg, f, i, base + 1, size, at)
+
+
+@njit(**leaf)
 def _sawtooth(acc, a, f, i, now, seen, v, w, t):
     """Whole hops and the running one. The pane of all of them is made anew only when the hop changes."""
     agg, base, size, hop, hops = acc[a, AGG], acc[a, BASE], acc[a, SIZE], acc[a, HOP], acc[a, HOPS]
-    panes = base + 1 + size
     running = i[base] - 1
     if not (running >= 0 and now - running * hop < hop):
         number = now // hop
-        if number - running > hops:
-            clear(f, base + 1, size * (hops + 2))
-        else:
-            for h in range(running + 1, number + 1):
-                clear(f, panes + (h % (hops + 1)) * size, size)
-            clear(f, base + 1, size)
-            for h in range(number - hops, number):
-                merge_into(agg, f, i, base + 1, size, panes + (h % (hops + 1)) * size)
+        _turn(agg, size, hops, f, i, base, running, number)
         running = number
         i[base] = number + 1
     if seen:
         number = running if t >= running * hop else t // hop
         if number >= running - hops:
-            add(agg, f, i, panes + (number % (hops + 1)) * size, size, v, w, t, 1.0)
+            add(agg, f, i, base + 1 + size + (number % (hops + 1)) * size, size, v, w, t, 1.0)
             add(agg, f, i, base + 1, size, v, w, t, 1.0)
 
 

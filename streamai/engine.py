@@ -1,0 +1,236 @@
+"""One partition's engine: events in, scores out, and the state between them.
+
+`step` is the only path from events to scores, live and in history. It is deterministic: the same events
+give the same bits, however they are cut into batches and wherever the engine was reopened.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from streamai.catalogue import Catalogue
+from streamai.deadline import Tier
+from streamai.errors import StateError
+from streamai.events import Events
+from streamai.declaration import duration_ns
+from streamai.feature import compile_views
+from streamai.flow import Flow
+from streamai.kernels import context as c
+from streamai.kernels import step as kernel
+from streamai.model import tables, weights
+from streamai.scored import Scored
+from streamai.state import arrays as state_arrays
+from streamai.state.counts import CountsState
+from streamai.state.slab import Slab
+from streamai.state.store import Checkpoint, MemoryStore, Store
+
+ROWS_MAX = 65_536
+BATCH_MAX = 256
+NO_DIGEST = "0" * 16
+
+
+class Engine:
+    """State and scorer of one partition of a flow.
+
+    position    offset of the next event to take; set `position` past records that are no events
+    store       where checkpoints go; opened with the engine's folder, or in memory
+    rows_max    keys in memory; batch_max: most events of one step
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        partition: int = 0,
+        store: MemoryStore | None = None,
+        rows_max: int = ROWS_MAX,
+        batch_max: int = BATCH_MAX,
+    ) -> None:
+        self.flow, self.partition, self.batch_max = flow, partition, batch_max
+        self.store = MemoryStore() if store is None else store
+        self.position = 0
+        self.plan = compile_views(flow.key_views, flow.schema)
+        self.item_plan = compile_views(flow.item_views, flow.schema)
+        self.model = None if flow.model is None else weights.read(flow.model)
+        if self.model is not None:
+            tables.check(flow, self.model)
+        self.catalogue = _catalogue(flow, self.store.vocabulary())
+        self.layout = tables.layout_of(flow, self.plan, self.model)
+        self.slab = Slab(rows_max, self.layout)
+        self.counts = CountsState(flow.counts, self.catalogue)
+        self._bundle()
+        self.restore()
+
+    # -- digests that stand in every output
+
+    @property
+    def plan_digest(self) -> str:
+        return self.plan.digest if not self.item_plan.names else _both(self.plan.digest, self.item_plan.digest)
+
+    @property
+    def model_digest(self) -> str:
+        return NO_DIGEST if self.model is None else self.model.digest
+
+    @property
+    def catalogue_digest(self) -> str:
+        return NO_DIGEST if self.catalogue is None else self.catalogue.digest
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        return self.plan.names + self.item_plan.names
+
+    # -- the hot path
+
+    def step(self, events: Events, tiers) -> Scored:
+        """Take events in offset order and score them.
+
+        tiers: one Tier, or u1[n]. Takes the first len(result) of the events: fewer than given when more
+        than batch_max, or when no clean row is left for a new key (then checkpoint and call again with
+        the rest). Arrays of the result are overwritten by the next step.
+        """
+        n = min(len(events), self.batch_max, self.counts.room())
+        events = events[:n]
+        n = self.slab.locate(events, self.arrays["slots"], self.store.load)
+        events = events[:n]
+        if np.isscalar(tiers) or isinstance(tiers, Tier):
+            self.tiers[:n] = tiers
+        else:
+            self.tiers[:n] = tiers[:n]
+        kernel.step(self.tables, self.state, self.work, events.rows, events.columns, self.tiers[:n])
+        if n:
+            self.position = int(events.rows["offset"][n - 1]) + 1
+        scored = self._scored(events, n)
+        if self.flow.scorer is not None:
+            self.flow.scorer(scored.features, scored.hidden, scored.scores)
+        if self.flow.decide is not None:
+            scored.target[:] = self.flow.decide(scored, events)
+        return scored
+
+    def _scored(self, events: Events, n: int) -> Scored:
+        a = self.arrays
+        self.target[:n] = np.nan
+        return Scored(
+            events, a["status"][:n], self.tiers[:n], a["features"][:n], a["hidden"][:n], a["items"][:n],
+            a["scores"][:n], self.target[:n],
+        )  # fmt: skip
+
+    # -- checkpoints
+
+    def barrier(self) -> Checkpoint:
+        """Copies of all that changed since the last barrier, as of `position`. Write it once every output
+        below its fence is acked, then call `written`."""
+        clock = self.clock
+        which, rows, hashes, keys = self.slab.take_dirty(int(clock[c.DIRTY_KEYS]))
+        items = np.sort(self.state_arrays["item_dirty_list"][: clock[c.DIRTY_ITEMS]]).astype("i8")
+        item_rows = self.state_arrays["items_f8"][items].view("u1").reshape(len(items), -1)
+        self.state_arrays["item_dirty"][items] = 0
+        log, log_at, runs, log_from, all_runs = self.counts.take(clock, self.position)
+        clock[c.DIRTY_KEYS] = clock[c.DIRTY_ITEMS] = 0
+        checkpoint = Checkpoint(
+            self.position, hashes, keys, rows, which, items, item_rows, log, log_at, runs, log_from, all_runs,
+            self._meta(), self._vocabulary,
+        )  # fmt: skip
+        self._vocabulary = None
+        return checkpoint
+
+    def written(self, checkpoint: Checkpoint) -> None:
+        """The checkpoint is in the store: its rows are clean unless they changed again."""
+        self.slab.written(checkpoint.slots)
+
+    def checkpoint(self) -> Checkpoint:
+        """Barrier, write and mark, for drivers whose outputs are safe already."""
+        checkpoint = self.barrier()
+        self.store.write(checkpoint)
+        self.written(checkpoint)
+        return checkpoint
+
+    def restore(self) -> None:
+        """State and position of the last checkpoint; an empty store is a beginning."""
+        meta = self.store.meta()
+        self._vocabulary = None if self.catalogue is None else self.catalogue.ids
+        if meta is None:
+            return
+        _check_meta(meta, self._meta(), self.store.where)
+        self.position = int(meta["fence"])
+        self.clock[c.WATERMARK] = meta["watermark"]
+        self.clock[c.LATE_TOTAL] = meta["late_total"]
+        items = self.state_arrays["items_f8"].view("u1").reshape(len(self.state_arrays["item_dirty"]), -1)
+        for name, row in self.store.scan(b"i"):
+            items[int.from_bytes(name, "big")] = np.frombuffer(row, "u1")
+        self.counts.restore(self.store, self.clock, meta)
+        if self.store.vocabulary() == self._vocabulary:
+            self._vocabulary = None
+
+    def close(self) -> None:
+        """Let the store go; what was not checkpointed comes again from the topic."""
+        self.store.close()
+
+    def _meta(self) -> dict:
+        clock = self.clock
+        return {
+            "flow": self.flow.name, "source": self.flow.source, "partition": self.partition,
+            "plan": self.plan.digest, "item_plan": self.item_plan.digest,
+            "layout": {k: v for k, v in asdict(self.layout).items() if k != "lm_floats"},
+            "model": self.model_digest, "catalogue": self.catalogue_digest,
+            "watermark": int(clock[c.WATERMARK]), "late_total": int(clock[c.LATE_TOTAL]),
+            **self.counts.meta(clock),
+        }  # fmt: skip
+
+    # -- once, at the start
+
+    def _bundle(self) -> None:
+        flow = self.flow
+        arrays = tables.arrays_of(flow, self.plan, self.item_plan, self.catalogue, self.model)
+        width = self._score_width()
+        linked = flow.counts.scored * self.counts.ids.shape[1]
+        sizes = {c.DISORDER: duration_ns(flow.disorder), c.LOG_MAX: self.counts.log_max, c.HORIZONS: len(flow.horizons)}
+        shape = tables.shape_of(flow, self.plan, self.item_plan, self.layout, arrays, self.model, sizes)
+        self.table_arrays = arrays | {"shape": shape}
+        self.tables = c.tables(self.table_arrays)
+        digest = int(self.model_digest, 16)
+        self.state_arrays = state_arrays.of_state(self.slab, self.counts, self.catalogue, self.item_plan, digest)
+        self.state = c.state(self.state_arrays)
+        self.clock = self.state_arrays["clock"]
+        self.counts.bind(self.clock)
+        self.arrays = state_arrays.of_work(self.batch_max, self.table_arrays, self.plan, self.item_plan, width, linked)
+        self.work = c.work(self.arrays)
+        self.tiers = np.zeros(self.batch_max, "u1")
+        self.target = np.full(self.batch_max, np.nan)
+
+    def _score_width(self) -> int:
+        if self.flow.scorer is not None:
+            return self.flow.scorer_width
+        if self.catalogue is not None:
+            return self.flow.top_k
+        return 3 * len(self.flow.horizons) if self.model is not None else 0
+
+
+def open_engine(flow: Flow, folder: str | Path | None, partition: int = 0, wait_s: float = 0.0, **options) -> Engine:
+    """An engine on the store `folder`/flow/partition, or in memory; resumes at its fence."""
+    if folder is None:
+        return Engine(flow, partition, **options)
+    return Engine(flow, partition, Store(Path(folder) / flow.name / str(partition), wait_s), **options)
+
+
+def _catalogue(flow: Flow, stored: list[str] | None) -> Catalogue | None:
+    if flow.catalogue is None:
+        return None
+    catalogue = flow.catalogue if isinstance(flow.catalogue, Catalogue) else Catalogue.load(flow.catalogue)
+    return catalogue if stored is None or stored == catalogue.ids else catalogue.extend(stored)
+
+
+def _both(a: str, b: str) -> str:
+    """One digest of two."""
+    return f"{int(a, 16) ^ (int(b, 16) * 3 & (1 << 64) - 1):016x}"
+
+
+def _check_meta(stored: dict, here: dict, where: str) -> None:
+    for name in ("flow", "source", "partition", "plan", "item_plan", "layout"):
+        if stored[name] != here[name]:
+            raise StateError(
+                f"the state in {where} was made with {name} {stored[name]!r}, this flow has {here[name]!r}. "
+                "Views and layout decide what a row means: remove the folder to rebuild the state from the topic, "
+                "or give the flow another name."
+            )

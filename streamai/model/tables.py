@@ -1,0 +1,161 @@
+"""The arrays of kernels.context.Tables: plans, model and catalogue, brought into one order.
+
+A model knows items by id, the stream by catalogue index: the item table is gathered into catalogue order
+here, once. Items that the model was not trained on have known = 0: the LM takes them as one of 64 hashed
+unknown tokens and never finds them; counts and popularity can.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from streamai.catalogue import Catalogue
+from streamai.errors import ModelError
+from streamai.plan import Plan
+from streamai.flow import Flow
+from streamai.kernels import context as c
+from streamai.kernels import rank
+from streamai.model.weights import Weights, number, shaped
+from streamai.state.slab import BOOK_CELLS, HEADER_CELLS, Layout
+
+SCANNED = 64
+"""Best items of the catalogue scan that are scored exactly."""
+POPULAR = 24
+"""Recently popular items among the candidates."""
+BLOCK = 16
+
+LM = ("unknown", "kind_emb", "gap_emb", "Wside", "Wg", "bg", "cw", "cb", "lam", "gap_w", "Wo", "W1", "W2",
+      "final_gain")  # fmt: skip
+HEAD = ("head_mean", "head_inv", "head_w", "head_b", "head_Wz", "head_W2", "head_bu", "head_Wu")
+SIGNAL = ("sig_W1", "sig_b1", "sig_W2", "sig_b2", "sig_temp")
+_RANKS = {"item": 2, "unknown": 2, "kind_emb": 2, "gap_emb": 2, "Wside": 2, "Wg": 3, "bg": 2, "cw": 3, "cb": 2,
+          "lam": 2, "gap_w": 2, "Wo": 3, "W1": 3, "W2": 3, "head_Wz": 2, "head_Wu": 2, "sig_W1": 2, "sig_W2": 2}  # fmt: skip
+
+
+def mode_of(flow: Flow, weights: Weights | None) -> int:
+    """PLAIN, CLICKS or MARKET: what the step does beside features."""
+    if flow.catalogue is not None:
+        return c.CLICKS
+    return c.MARKET if weights is not None and weights.kind == "market" else c.PLAIN
+
+
+def layout_of(flow: Flow, plan: Plan, weights: Weights | None) -> Layout:
+    """Where things lie in a row of this flow."""
+    market = mode_of(flow, weights) == c.MARKET
+    floats = 0
+    if weights is not None:
+        floats = 4 * number(weights, "d", 16, 1024) * number(weights, "layers", 1, 64)
+    return Layout(plan.cells, flow.ring, 16 if market else 8, floats)
+
+
+def check(flow: Flow, weights: Weights) -> None:
+    """A model of the wrong kind is refused before any state is touched."""
+    wanted = "clicks" if flow.catalogue is not None else "market"
+    if weights.kind != wanted and flow.scorer is None:
+        raise ModelError(
+            f"{weights.path} is a model of {weights.kind}; flow {flow.name!r} needs one of {wanted}. "
+            "Train it with `streamai train`, or give the flow another model."
+        )
+
+
+def _lm(weights: Weights | None) -> dict[str, np.ndarray]:
+    if weights is None:
+        return {n: np.zeros((0,) * _RANKS.get(n, 1), "f4") for n in ("item", "bias", *LM)}
+    d, layers = number(weights, "d", 16, 1024), number(weights, "layers", 1, 64)
+    m = shaped(weights, "W2", layers, None, d).shape[1]
+    shapes = {
+        "item": (None, d), "bias": (None,), "unknown": (64, d), "kind_emb": (8, d), "gap_emb": (64, d),
+        "Wside": (None, d), "Wg": (layers, d, 4 * d), "bg": (layers, 4 * d), "cw": (layers, 4, d), "cb": (layers, d),
+        "lam": (layers, d), "gap_w": (layers, d), "Wo": (layers, d, d), "W1": (layers, d, 2 * m),
+        "W2": (layers, m, d), "final_gain": (d,),
+    }  # fmt: skip
+    return {n: np.ascontiguousarray(shaped(weights, n, *s), "f4") for n, s in shapes.items()}
+
+
+def _in_catalogue_order(arrays: dict, weights: Weights, catalogue: Catalogue) -> np.ndarray:
+    """Gathers item and bias by catalogue index; returns known u1[cap]."""
+    cap, d = len(catalogue.available), arrays["item"].shape[1]
+    item, bias, known = np.zeros((cap, d), "f4"), np.zeros(cap, "f4"), np.zeros(cap, "u1")
+    row = {item_id: v for v, item_id in enumerate(weights.vocabulary)}
+    pairs = [(i, row[item_id]) for i, item_id in enumerate(catalogue.ids) if item_id in row]
+    if pairs:
+        here, there = np.array(pairs).T
+        item[here], bias[here], known[here] = arrays["item"][there], arrays["bias"][there], 1
+    arrays["item"], arrays["bias"] = item, bias
+    return known
+
+
+def _heads(weights: Weights | None) -> dict[str, np.ndarray]:
+    found = {} if weights is None else weights.arrays
+    names = ("feat_mean", "feat_inv", *HEAD, *SIGNAL)
+    return {
+        n: np.ascontiguousarray(found[n], "f4") if n in found else np.zeros((0,) * _RANKS.get(n, 1), "f4")
+        for n in names
+    }
+
+
+def _price_z(catalogue: Catalogue | None) -> np.ndarray:
+    """Standard score of the log price; 0 where there is none."""
+    if catalogue is None:
+        return np.zeros(0, "f4")
+    price = np.where(catalogue.price > 0, catalogue.price, np.nan).astype("f8")
+    known = np.isfinite(price)
+    if known.sum() < 2:
+        return np.zeros(len(price), "f4")
+    logs = np.log(price[known])
+    z = np.zeros(len(price), "f4")
+    z[known] = (logs - logs.mean()) / max(logs.std(), 1e-6)
+    return z
+
+
+def _check_features(flow: Flow, weights: Weights | None, arrays: dict, features: int) -> None:
+    has = len(arrays["feat_mean"])
+    if weights is not None and has not in (0, features):
+        raise ModelError(
+            f"{weights.path} was trained on {has} features, the views of flow {flow.name!r} give {features}. "
+            "Train it again with `streamai train`, or use the views it was trained with."
+        )
+
+
+def arrays_of(flow: Flow, plan: Plan, item_plan: Plan, catalogue, weights: Weights | None) -> dict:
+    """Everything in Tables by name, except `shape`."""
+    arrays = {}
+    for prefix, p in (("key", plan), ("item", item_plan)):
+        for part in ("derived", "acc", "out"):
+            arrays[f"{prefix}_{part}"] = getattr(p, part)
+            arrays[f"{prefix}_{part}_p"] = getattr(p, f"{part}_p")
+    arrays |= _lm(weights) | _heads(weights)
+    if weights is not None and catalogue is not None:
+        known = _in_catalogue_order(arrays, weights, catalogue)
+    else:
+        known = np.ones(len(arrays["item"]), "u1")
+    _check_features(flow, weights, arrays, len(plan.names) + len(item_plan.names))
+    n = len(catalogue.available) if catalogue is not None else 0
+    d = arrays["item"].shape[1]
+    arrays["known"] = known
+    arrays["packed"] = np.zeros((n // BLOCK, d, BLOCK), "i1")
+    arrays["scale"] = np.zeros(n, "f4")
+    if n and d:
+        rank.pack(arrays["item"], arrays["packed"], arrays["scale"])
+    arrays["available"] = np.zeros(0, "u1") if catalogue is None else catalogue.available.copy()
+    arrays["price_z"] = _price_z(catalogue)
+    return arrays
+
+
+def shape_of(flow: Flow, plan: Plan, item_plan: Plan, layout: Layout, arrays: dict, weights, sizes: dict) -> np.ndarray:
+    """The integers of Tables.shape."""
+    shape = np.zeros(c.SHAPE_SIZE, "i8")
+    market = mode_of(flow, weights) == c.MARKET
+    values = {
+        c.KEY_CELLS: plan.cells, c.KEY_F: len(plan.names), c.ITEM_F: len(item_plan.names), c.PLAN_AT: layout.plan_at,
+        c.BOOK_AT: HEADER_CELLS, c.RING_AT: 8 * layout.ring_at, c.RING: layout.ring, c.ENTRY: layout.entry_bytes,
+        c.LM_AT: 2 * layout.lm_at, c.LM_FLOATS: layout.lm_floats, c.MODE: mode_of(flow, weights),
+        c.SIDES: 8 if market else 0, c.TOP_K: flow.top_k, c.CANDIDATES: flow.candidates, c.SCANNED: SCANNED,
+        c.POPULAR: POPULAR, c.HIST: flow.counts.window, c.SCORED_ITEMS: flow.counts.scored,
+        c.EXCLUDE_SEEN: int(flow.exclude_seen), c.HAS_LM: int(weights is not None),
+        c.HAS_HEAD: int(len(arrays["head_w"]) > 0), **sizes,
+    }  # fmt: skip
+    assert BOOK_CELLS == 8
+    for at, value in values.items():
+        shape[at] = value
+    return shape

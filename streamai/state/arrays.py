@@ -1,0 +1,54 @@
+"""The arrays of kernels.context.State and Work, allocated once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from streamai.plan import Plan
+from streamai.kernels import context as c
+
+
+def of_state(slab, counts, catalogue, item_plan: Plan, digest: int) -> dict[str, np.ndarray]:
+    """State arrays by name: views of the slab's rows, item rows, counts, clock. All zero = nothing seen."""
+    n = len(catalogue.available) if catalogue is not None and item_plan.names else 0
+    items = np.zeros((n, 1 + item_plan.cells), "f8")
+    clock = np.zeros(c.CLOCK_SIZE, "i8")
+    clock[c.LEARN] = 1
+    return {
+        "rows_f8": slab.view("f8"), "rows_i8": slab.view("i8"), "rows_f4": slab.view("f4"),
+        "rows_u1": slab.rows, "rows_u8": slab.view("u8"),
+        "dirty": slab.dirty, "dirty_slots": slab.dirty_slots, "recent": slab.recent,
+        "items_f8": items, "items_i8": items.view("i8"),
+        "item_dirty": np.zeros(n, "u1"), "item_dirty_list": np.zeros(n, "i4"),
+        "clock": clock, "digest": np.array([digest], "u8"),
+        **counts.arrays(),
+    }  # fmt: skip
+
+
+def of_work(batch_max: int, tables: dict, plan: Plan, item_plan: Plan, width: int, linked: int) -> dict[str, np.ndarray]:
+    """Scratch and outputs by name; linked = most items that counts can score. `exclude` may be set by a driver: items never to recommend (evaluation)."""
+    n, d = len(tables["available"]), tables["item"].shape[1]
+    shape = tables["shape"]
+    features = len(plan.names) + len(item_plan.names)
+    candidates = int(shape[c.CANDIDATES])
+    hidden = max(len(tables["head_bu"]), len(tables["sig_b1"]))
+    m = tables["W2"].shape[1] if d else 0
+    recommends = shape[c.MODE] == c.CLICKS
+    pool = 16 + 4 * int(shape[c.SCANNED])
+    return {
+        "slots": np.zeros(batch_max, "i4"),
+        "x": np.zeros(max(plan.scratch, item_plan.scratch, 1), "f8"),
+        "lm": np.zeros(16 * d + 4 * m, "f4"), "side": np.zeros(8, "i1"), "side_f4": np.zeros(8, "f4"),
+        "q": np.zeros(d, "f4"),
+        "hist": np.zeros(max(int(shape[c.RING]), int(shape[c.HIST]), 1), "i4"),
+        "acc": np.zeros(n, "f4"), "touched": np.zeros(linked, "i4"), "stamp": np.zeros(n, "i8"),
+        "age": np.zeros(n, "i4"), "exclude": np.zeros(n, "u1"),
+        "words": np.zeros(d, "i2"), "top": np.zeros(pool, "i4"), "top_s": np.zeros(pool, "f4"),
+        "best": np.zeros(linked, "i4"), "best_s": np.zeros(linked, "f4"),
+        "cand": np.zeros(candidates, "i4"), "cand_s": np.zeros(candidates, "f4"), "z": np.zeros((candidates, 8), "f4"),
+        "found": np.zeros(1, "i8"), "user": np.zeros(hidden, "f4"),
+        "status": np.zeros(batch_max, "u1"), "features": np.zeros((batch_max, features), "f4"),
+        "hidden": np.zeros((batch_max, d), "f4"),
+        "items": np.full((batch_max, width if recommends else 0), -1, "i4"),
+        "scores": np.zeros((batch_max, width), "f4"),
+    }  # fmt: skip
