@@ -43,12 +43,16 @@ class Worker:
                 start_new_session=True,  # Ctrl-C reaches the demo only, which then ends its children
             )
 
-    def ready(self) -> bool:
-        """Whether it has its partitions. StreamaiError when it has ended."""
+    def check(self) -> None:
+        """StreamaiError, with the end of its log, when it has ended."""
         if self.process.poll() is not None:
             tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
             code = self.process.returncode
             raise StreamaiError(f"the worker of {self.flow} ended with code {code}:\n{tail}")
+
+    def ready(self) -> bool:
+        """Whether it has its partitions."""
+        self.check()
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=1) as answer:
                 return bool(json.load(answer).get("ready"))
@@ -90,7 +94,7 @@ class Stage:
         self.broker = start_broker_process(partitions=partitions)
         return self.broker.bootstrap
 
-    def start_workers(self, timeout_s: float = 120.0) -> None:
+    def start_workers(self, timeout_s: float = 240.0) -> None:
         """Start a worker a flow and wait until all have their partitions."""
         for flow in self.flows:
             self.workers.append(Worker(flow, self.folder, self.broker.bootstrap))
