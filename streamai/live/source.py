@@ -1,0 +1,227 @@
+"""The Faust service that owns the Kafka clients: group, assignment, seek to the fence, batches.
+
+Rules, each paid for once (research/faust.md 1 and 2):
+- the generation is read AFTER getmany, which may wait through a rebalance and return the next one's records
+- nothing waits for a commit; a refused one is a log line
+- never `x and await f()` as the last statement of a try: CPython 3.11 lets the exception pass the handler
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+
+import numpy as np
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import ConsumerStoppedError, KafkaError, KafkaTimeoutError, UnknownTopicOrPartitionError
+from mode import Service
+
+from streamai.errors import StateError, StreamaiError
+from streamai.live.batch import Batch
+from streamai.live.connection import connection
+from streamai.live.cost import measure_cost
+from streamai.live.sink import BATCH_BYTES_MAX, KafkaSink
+from streamai.live.topic import make_topic
+
+RECORDS_MAX = 4096  # of one fetch, over all partitions
+TICK_S = 0.02
+COMMIT_S = 1.0
+
+
+class Source(Service, ConsumerRebalanceListener):
+    """Reads the flow's topic and puts partition batches into the app's channel.
+
+    `app` is set by live.app: the service is made by Faust, last of all and so stopped first, while the agent
+    is still there to finish what is under way.
+    """
+
+    app = None
+    abstract = False
+
+    async def on_start(self) -> None:
+        app = self.app
+        app.source = self
+        app.flow_control.resume()  # else put() waits for Faust's own consumer, which is off
+        self.flow, self.partitions, self.clock = app.flow, app.pump, app.pump.clock
+        self.generation = 0
+        self.ready = False
+        self.polled_ns = self.clock.monotonic_ns()
+        self._opening: set[asyncio.Task] = set()
+        kafka = app.settings.kafka
+        options = connection(kafka)
+        self.partitions.cost = await asyncio.to_thread(measure_cost, self.flow, app.settings)
+        gc.collect()
+        gc.freeze()  # one full collection over numba's heap takes 60 ms
+        gc.set_threshold(50_000, 20, 100)
+        self.producer = AIOKafkaProducer(
+            **options, linger_ms=0, max_batch_size=BATCH_BYTES_MAX, acks="all",
+            enable_idempotence=kafka.idempotence,
+        )  # fmt: skip
+        self.consumer = AIOKafkaConsumer(
+            **options,
+            group_id=kafka.group or self.flow.name,
+            group_instance_id=kafka.instance or None,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=kafka.fetch_max_wait_ms,
+            session_timeout_ms=kafka.session_timeout_ms,
+            heartbeat_interval_ms=min(3000, kafka.session_timeout_ms // 6),
+            rebalance_timeout_ms=max(30_000, kafka.session_timeout_ms),
+        )
+        self.consumer.subscribe([self.flow.source], listener=self)
+        try:
+            await self.producer.start()
+            await self._make_topics(options, kafka)
+            await self.consumer.start()
+        except KafkaError as e:
+            raise StreamaiError(
+                f"cannot work with Kafka at {options['bootstrap_servers']}: {e!r}. "
+                "Is it running, and are [kafka] security and log-in right?"
+            ) from e
+        self.sink = KafkaSink(self.producer)
+
+    async def _make_topics(self, options: dict, kafka) -> None:
+        """The output topics, with the source's partition count, where they are missing."""
+        try:
+            count = len(await self.producer.partitions_for(self.flow.source))
+        except (UnknownTopicOrPartitionError, KafkaTimeoutError) as e:
+            raise StreamaiError(
+                f"no topic {self.flow.source!r} at {options['bootstrap_servers']}: make it first, "
+                f"or `streamai produce FILE {self.flow.source}`"
+            ) from e
+        if kafka.create_topics:
+            for topic in sorted(set(self.flow.topics.values())):
+                await make_topic(options, topic, count, kafka.replication)
+
+    # --- reading
+
+    @Service.task
+    async def fetch(self) -> None:
+        """Poll, stamp, put. The bounded channel makes put() wait, then nothing is polled or fetched."""
+        try:
+            while not self.should_stop:
+                got = await self.consumer.getmany(timeout_ms=200, max_records=RECORDS_MAX)
+                received_ns = self.clock.now_ns()
+                self.polled_ns = self.clock.monotonic_ns()
+                generation = self.generation  # AFTER getmany
+                for place, records in got.items():
+                    if generation != self.generation or self.should_stop:
+                        break  # revoked while put() waited: the next owner begins at the fence
+                    pump = self.partitions.pumps.get(place.partition)
+                    if pump is None:
+                        continue  # not open yet: it seeks to its fence when it is
+                    self.app.stats.end[place.partition] = self.consumer.highwater(place) or 0
+                    await self.app.batches.put(_batch(place, records, received_ns, pump.epoch))
+        except ConsumerStoppedError:
+            if not self.should_stop:
+                raise  # -> the worker stops with exit code 1
+
+    @Service.task
+    async def keep(self) -> None:
+        """Barriers, writes and syncs that are due; tell Kafka the fence about once a second."""
+        commit: dict[int, int] = {}
+        at_ns = 0
+        while not self.should_stop:
+            await self.sleep(TICK_S)
+            self.partitions.tick()
+            commit |= await self.partitions.sync()
+            now = self.clock.monotonic_ns()
+            if commit and now - at_ns >= COMMIT_S * 1e9:
+                at_ns, offsets = now, commit
+                commit = {}
+                await self._commit(offsets)
+
+    async def _commit(self, offsets: dict[int, int]) -> None:
+        """Information for lag tools and for a first start elsewhere; the truth is in the store."""
+        held = self.partitions.pumps
+        ours = {TopicPartition(self.flow.source, p): f for p, f in offsets.items() if p in held}
+        try:
+            if ours:
+                await self.consumer.commit(ours)
+        except KafkaError as e:
+            self.log.warning("the offset commit was refused (the state is safe without it): %r", e)
+
+    # --- rebalance
+
+    async def on_partitions_revoked(self, revoked) -> None:
+        self.generation += 1
+        self.ready = False
+        await self._release()
+
+    async def _release(self) -> None:
+        for task in self._opening:
+            task.cancel()
+        if self._opening:
+            await asyncio.wait(self._opening)
+        await self.partitions.close()
+
+    async def on_partitions_assigned(self, assigned) -> None:
+        """No heartbeat is sent while this runs: engines open in a task, partitions paused until then."""
+        self.app.stats.rebalances += 1
+        self.log.info("assigned %s partitions %s", self.flow.source, sorted(t.partition for t in assigned))
+        self.consumer.pause(*assigned)
+        task = asyncio.ensure_future(self._open_all(sorted(assigned), self.generation))
+        self._opening.add(task)
+        task.add_done_callback(self._opened)
+
+    def _opened(self, task: asyncio.Task) -> None:
+        self._opening.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self.add_future(self.crash(task.exception()))
+
+    async def _open_all(self, places: list[TopicPartition], generation: int) -> None:
+        for place in places:
+            begin = (await self.consumer.beginning_offsets([place]))[place]
+            end = (await self.consumer.end_offsets([place]))[place]
+            committed = await self.consumer.committed(place) or 0
+            pump = await self.partitions.open(
+                place.partition, self.sink, lambda offset, place=place: self.consumer.seek(place, offset)
+            )
+            if generation != self.generation:
+                await pump.close()
+                return
+            self._start(pump, place, begin, end, committed)
+        self.ready = True
+        self.log.info("ready: %s", {p: pump.engine.position for p, pump in self.partitions.pumps.items()})
+
+    def _start(self, pump, place: TopicPartition, begin: int, end: int, committed: int) -> None:
+        """Seek to the fence; a new store on an old group is rebuilt in silence."""
+        position = pump.engine.position
+        if position > end:
+            raise StateError(
+                f"the state of {place.topic}/{place.partition} stands at offset {position}, the topic ends "
+                f"at {end}: the topic was made anew. Remove {self.partitions.folder(place.partition)} to "
+                "begin again"
+            )
+        if position == 0 and committed > begin:
+            pump.silent_until = committed
+            self.log.warning(
+                "%s/%d: no state here, but the group stands at %d: rebuilding it from %d without outputs",
+                place.topic, place.partition, committed, begin,
+            )  # fmt: skip
+        self.app.stats.end[place.partition] = end
+        self.partitions.pumps[place.partition] = pump
+        self.consumer.seek(place, max(position, begin))
+        self.consumer.resume(place)
+
+    async def on_stop(self) -> None:
+        self.generation += 1
+        self.ready = False
+        if hasattr(self, "consumer"):
+            await self._release()
+            await self.consumer.stop()  # leaves the group, unless it is a static member
+            await self.producer.stop()
+
+
+def _batch(place: TopicPartition, records: list, received_ns: int, epoch: int) -> Batch:
+    n = len(records)
+    return Batch(
+        topic=place.topic,
+        partition=place.partition,
+        values=[r.value for r in records],
+        keys=[r.key for r in records],
+        offsets=np.fromiter((r.offset for r in records), np.int64, n),
+        kafka_ts_ns=np.fromiter((r.timestamp for r in records), np.int64, n) * 1_000_000,
+        receive_ts_ns=received_ns,
+        epoch=epoch,
+    )
