@@ -191,7 +191,7 @@ def rescore(item, bias, q, ids, n, out):
 def head_user(q, features, feat_mean, feat_inv, Wu, bu, user):
     """The head's part that is the same for all candidates: user f4[Hd] = bu + [q, features'] @ Wu.
 
-    features' = (features - mean) * inv, a missing one (NaN) 0; Wu f4[d + F, Hd]. F may be 0.
+    features' = (features - mean) * inv, a missing or infinite one 0; Wu f4[d + F, Hd]. F may be 0.
     """
     d = q.size
     for h in range(user.size):
@@ -202,7 +202,7 @@ def head_user(q, features, feat_mean, feat_inv, Wu, bu, user):
             user[h] += v * row[h]
     for f in range(feat_mean.size):
         v, row = (features[f] - feat_mean[f]) * feat_inv[f], Wu[d + f]
-        if v == v:
+        if v - v == _ZERO:  # finite
             for h in range(user.size):
                 user[h] += v * row[h]
 
@@ -253,7 +253,7 @@ def signal_head(q, features, side, feat_mean, feat_inv, W1, b1, W2, b2, temperat
             v = q[i]
         elif i < d + feat_mean.size:
             v = (features[i - d] - feat_mean[i - d]) * feat_inv[i - d]
-            v = v if v == v else _ZERO
+            v = v if v - v == _ZERO else _ZERO
         else:
             v = side[i - d - feat_mean.size]
         row = W1[i]

@@ -6,6 +6,13 @@ Header: kind ("clicks" or "market"), d, layers, mlp, side, heads, horizons, plan
 that the head was trained on), metrics, arrays {name: {dtype, shape, offset}}; offsets count from the
 first 64-byte boundary after the header. All little-endian. The item ids of a click model's vocabulary
 are two arrays, their UTF-8 bytes joined and where each begins.
+
+The other arrays, f4 (V rows, width d, L layers, mlp m, S side features, F features, Hd hidden units):
+LM, see `kernels/lm.py`: item[V, d] bias[V] unknown[64, d] kind_emb[8, d] gap_emb[64, d] Wside[S, d]
+Wg[L, d, 4d] bg[L, 4d] cw[L, 4, d] cb[L, d] lam[L, d] gap_w[L, d] Wo[L, d, d] W1[L, d, 2m] W2[L, m, d]
+final_gain[d]; features feat_mean[F] feat_inv[F]; ranking head, see `kernels/rank.py`: head_mean[8]
+head_inv[8] head_w[8] head_b[1] head_Wz[8, Hd] head_W2[Hd] head_bu[Hd] head_Wu[d + F, Hd]; signal head of
+H horizons: sig_W1[d + F (+ S), Hd] sig_b1[Hd] sig_W2[Hd, 3H] sig_b2[3H] sig_temp[H].
 """
 
 from __future__ import annotations
@@ -29,6 +36,12 @@ _START = struct.Struct("<8sIQ")
 _ALIGN = 64
 _HEADER_BYTES_MAX = 1 << 24
 _DTYPES = {"<f4", "|i1", "|u1", "<i4", "<i8"}
+LANES = 16
+"""Widths that the kernels walk are multiples of this."""
+SIDES = {"clicks": 2, "market": 8}
+"""Most side features an event of a kind can have: what fits into its entry of the ring."""
+_HIDDEN = {"head_Wz": 1, "head_W2": 0, "head_bu": 0, "head_Wu": 1, "sig_W1": 1, "sig_b1": 0, "sig_W2": 0}
+"""Arrays of a head with the axis of its hidden units."""
 _IDS, _IDS_AT = "vocabulary_bytes", "vocabulary_at"
 
 
@@ -96,7 +109,10 @@ def write(path: str | Path, header: Mapping, arrays: Mapping[str, np.ndarray]) -
 
 
 def read(path: str | Path) -> Weights:
-    """Read a model file. ModelError says what is damaged and where; every length is checked."""
+    """Read a model file. ModelError says what is damaged and where; every length and shape is checked.
+
+    The hidden units of the heads are padded with idle ones to a multiple of 16.
+    """
     path = Path(path)
     try:
         # copy on write: pages are shared until touched, and numba sees an ordinary writable array
@@ -108,7 +124,17 @@ def read(path: str | Path) -> Weights:
     for name, entry in _entries(path, header).items():
         arrays[name] = _array(path, data, start, name, entry)
     header["vocabulary"] = _vocabulary(path, arrays.pop(_IDS, None), arrays.pop(_IDS_AT, None))
-    return Weights(str(path), hashlib.blake2b(data, digest_size=8).hexdigest(), header, arrays)
+    weights = Weights(str(path), hashlib.blake2b(data, digest_size=8).hexdigest(), header, arrays)
+    _check_lm(weights)
+    features = _check_features(weights)
+    if "head_W2" in arrays:
+        _check_ranking(weights, features)
+    if weights.kind == "market":
+        _check_signal(weights, features)
+    for name, axis in _HIDDEN.items():
+        if name in arrays:
+            arrays[name] = _padded(arrays[name], axis)
+    return weights
 
 
 def _header(path: Path, data: np.ndarray) -> tuple[dict, int]:
@@ -184,6 +210,77 @@ def number(weights: Weights, name: str, least: int, most: int, default: int | No
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise ModelError(f"{weights.path}: header {name} is {value!r}; expected {least} to {most}")
     return value
+
+
+def _check_lm(weights: Weights) -> None:
+    """The kernels check no bounds: every shape has to follow from the header."""
+    d, layers = number(weights, "d", 16, 1024), number(weights, "layers", 1, 64)
+    m = number(weights, "mlp", 16, 8192)
+    sides = number(weights, "side", 0, SIDES[weights.kind], default=0)
+    if d % LANES or m % LANES:
+        raise ModelError(f"{weights.path}: d is {d} and mlp {m}; the kernels need multiples of {LANES}")
+    shapes = {
+        "item": (None, d), "unknown": (64, d), "kind_emb": (8, d), "gap_emb": (64, d), "Wside": (sides, d),
+        "Wg": (layers, d, 4 * d), "bg": (layers, 4 * d), "cw": (layers, 4, d), "cb": (layers, d),
+        "lam": (layers, d), "gap_w": (layers, d), "Wo": (layers, d, d), "W1": (layers, d, 2 * m),
+        "W2": (layers, m, d), "final_gain": (d,),
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        shaped(weights, name, *shape)
+    rows = len(shaped(weights, "item", None, d))
+    shaped(weights, "bias", rows)
+    ids = len(weights.vocabulary)
+    if not rows or (weights.kind == "clicks" and ids != rows):
+        raise ModelError(f"{weights.path}: {ids} item ids for {rows} rows of the item table")
+    for name in ("lam", "gap_w"):
+        if (weights.arrays[name] < 0).any():
+            raise ModelError(f"{weights.path}: {name} holds a negative value; a decay would grow")
+
+
+def _check_features(weights: Weights) -> int:
+    """How many features the head was trained on (0 without any)."""
+    if "feat_mean" not in weights.arrays and "feat_inv" not in weights.arrays:
+        return 0
+    features = len(shaped(weights, "feat_mean", None))
+    shaped(weights, "feat_inv", features)
+    return features
+
+
+def _check_ranking(weights: Weights, features: int) -> None:
+    hidden, inputs = len(shaped(weights, "head_W2", None)), weights.header["d"] + features
+    shapes = {"mean": (8,), "inv": (8,), "w": (8,), "b": (1,), "Wz": (8, hidden), "bu": (hidden,),
+              "Wu": (inputs, hidden)}  # fmt: skip
+    for name, shape in shapes.items():
+        shaped(weights, f"head_{name}", *shape)
+
+
+def _check_signal(weights: Weights, features: int) -> None:
+    """A market model may have no signal head; then it has none of its arrays."""
+    if not any(name.startswith("sig_") for name in weights.arrays):
+        return
+    horizons = weights.header.get("horizons")
+    if not isinstance(horizons, list) or not horizons or not all(isinstance(h, str) for h in horizons):
+        raise ModelError(f"{weights.path}: header horizons is {horizons!r}; expected a list of names")
+    hidden, outs = len(shaped(weights, "sig_b1", None)), 3 * len(horizons)
+    inputs, sides = weights.header["d"] + features, len(weights.arrays["Wside"])
+    rows = len(shaped(weights, "sig_W1", None, hidden))
+    if rows not in (inputs, inputs + sides):
+        raise ModelError(
+            f"{weights.path}: sig_W1 has {rows} rows; expected {inputs} (d and features) "
+            f"or {inputs + sides} (and side features)"
+        )
+    shaped(weights, "sig_W2", hidden, outs)
+    shaped(weights, "sig_b2", outs)
+    if (shaped(weights, "sig_temp", len(horizons)) <= 0).any():
+        raise ModelError(f"{weights.path}: sig_temp holds a temperature that is not positive")
+
+
+def _padded(a: np.ndarray, axis: int) -> np.ndarray:
+    """Zeros behind an axis up to a whole number of lanes: hidden units that do nothing."""
+    short = -a.shape[axis] % LANES
+    if not short:
+        return a
+    return np.pad(a, [(0, short if i == axis else 0) for i in range(a.ndim)])
 
 
 def check_agreement(name: str, got: Sequence[np.ndarray], wanted: Sequence[np.ndarray], tol: float) -> float:
