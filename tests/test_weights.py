@@ -170,7 +170,7 @@ DAMAGED = [
     (_file({"kind": "clicks", "arrays": {"a": {"dtype": "<f4", "shape": [-1], "offset": 0}}}), "array a"),
     (_file({"kind": "clicks", "arrays": {"a": {"dtype": "<f4", "shape": [1], "offset": 4}}}), "array a"),
     (_file({"kind": "clicks", "arrays": {"a": {"dtype": "<f4", "shape": [9], "offset": 0}}}), "cut short"),
-    (_file({"kind": "clicks", "arrays": {"a": {"dtype": "<f4", "shape": [2**40], "offset": 0}}}), "cut short"),
+    (_file({"kind": "clicks", "arrays": {"a": {"dtype": "<f4", "shape": [2**40], "offset": 0}}}), "cut"),
     (_file({"kind": "clicks", "arrays": {"vocabulary_at": {"dtype": "<i8", "shape": [1], "offset": 0}}},
            bytes(8)), "vocabulary"),
 ]  # fmt: skip
