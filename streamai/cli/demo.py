@@ -36,7 +36,7 @@ def add(subparsers) -> None:
     p = subparsers.add_parser(
         "demo",
         help="start everything on this machine, feed it, watch it, prove that live equals replay",
-        description="Starts an embedded broker and a worker each for agents.recommend and agents.trade, feeds "
+        description="Starts a broker and a worker each for agents.recommend and agents.trade, feeds "
         "both at a fixed rate, shows what comes out, then replays what was recorded and compares every byte. "
         "Exit code 0 only if they are equal. Ctrl-C ends it and everything it started.",
     )

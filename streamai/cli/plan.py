@@ -41,12 +41,19 @@ def describe(flow, keys: int) -> dict:
             continue
         plan = compile_views(views, flow.schema)
         features = [f for v in views for f in v.features.values()]
+        names = {id(f): n for n, f in zip(plan.names, features)}
         rows = zip(plan.names, features, plan.bytes_of().values(), plan.tail_step_ns)
         plans[plan.key] = {
             "digest": plan.digest,
             "bytes": 8 * plan.cells,
             "features": [
-                {"name": n, "op": op(f), "window": window(f), "bytes": b, "tail_step_ns": int(t)}
+                {
+                    "name": n,
+                    "op": op(f, flow.schema, names),
+                    "window": window(f),
+                    "bytes": b,
+                    "tail_step_ns": int(t),
+                }
                 for n, f, b, t in rows
             ],
         }
@@ -87,14 +94,15 @@ def _text(column) -> str:
     return f"{column.op}({', '.join(_text(c) for c in column.inputs)})"
 
 
-def op(feature) -> str:
-    """What is computed: `mean(dwell_ms)`, `ratio(...)`."""
+def op(feature, schema, names: dict[int, str]) -> str:
+    """What is computed: `mean(dwell_ms)`, `ratio(clicks_7d, views_7d)`. names: of features by id()."""
     if feature.inputs:
-        return f"{feature.output}({', '.join(op(f) for f in feature.inputs)})"
+        inputs = (names.get(id(f)) or op(f, schema, names) for f in feature.inputs)
+        return f"{feature.output}({', '.join(inputs)})"
     plain = {"n": "count", "total": "sum", "second": feature.aggregate}
     columns = ", ".join(t for t in (_text(feature.value), _text(feature.weight)) if t and t != "item_hash()")
-    kinds = f" kind={','.join(str(k) for k in feature.kinds)}" if feature.kinds else ""
-    return f"{plain.get(feature.output, feature.output)}({columns}){kinds}"
+    kinds = [name for name, number in schema.kinds.items() if {name, number} & set(feature.kinds)]
+    return f"{plain.get(feature.output, feature.output)}({columns}){' of ' * bool(kinds)}{', '.join(kinds)}"
 
 
 def window(feature) -> str:
@@ -118,7 +126,7 @@ def window(feature) -> str:
 def duration(ns: int) -> str:
     """`5m`, `18.75s`; empty for 0."""
     for unit, seconds in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
-        if ns >= seconds * 10**9:
+        if ns >= seconds * 10**9 and (unit != "d" or ns > 86_400 * 10**9):
             return f"{ns / seconds / 1e9:.4g}{unit}"
     return f"{ns / 1e6:.4g}ms" if ns else ""
 

@@ -105,13 +105,14 @@ def describe(flow, row, ids: list[str] | None, last: int) -> dict:
             "the views or the model's size changed since the checkpoint."
         )
     cells = row.view("i8")
-    lm = row[8 * layout.lm_at :].view("f4")[: layout.lm_floats]
+    lm = row[8 * layout.lm_at :].view("f4")[: layout.lm_floats].astype("f8")
+    model = f"{row.view('u8')[2]:016x}" if layout.lm_floats else None
     return {
         "events": int(cells[1]),
         "last_event_ts_ns": int(cells[0]),
         "features": features(flow, cells, layout),
         "ring": ring(flow, row, layout, ids, last),
-        "lm": {"model": f"{row.view('u8')[2]:016x}", "norm": float(np.sqrt(np.sum(lm.astype("f8") ** 2)))},
+        "lm": {"model": model, "norm": float(np.sqrt(np.sum(lm**2)))},
     }
 
 
@@ -123,13 +124,13 @@ def features(flow, cells, layout) -> dict[str, float | None]:
     from streamai.kernels import windows
 
     plan = compile_views(flow.key_views, flow.schema)
-    nobody = plan.acc.copy()
-    nobody[:, windows.KINDS] = 0  # read the windows at that time without an event of any kind
+    still = plan.acc.copy()  # nothing is taken in and no window moves: what is read is what the event left
+    still[:, windows.KINDS], still[:, windows.WINDOW] = 0, windows.UNBOUNDED
     state = cells[layout.plan_at : layout.plan_at + plan.cells].copy()
     out, columns = np.empty(len(plan.names), "f4"), np.full(len(flow.schema.columns), np.nan)
     at = int(cells[0])
     windows.update(
-        plan.derived, plan.derived_p, nobody, plan.acc_p, plan.out, plan.out_p, state.view("f8"), state,
+        plan.derived, plan.derived_p, still, plan.acc_p, plan.out, plan.out_p, state.view("f8"), state,
         at, at, 1, np.uint64(0), columns, np.empty(plan.scratch), out,
     )  # fmt: skip
     return {n: None if math.isnan(v) else round(float(v), 6) for n, v in zip(plan.names, out)}
@@ -177,4 +178,5 @@ def show(report: dict) -> None:
     for event in report["ring"]:
         what = event.get("title") or event.get("item") or event.get("token", "(not in the catalogue)")
         print(f"  {event['kind']:10} {what}")
-    print(f"LM state: norm {report['lm']['norm']:.3f}, of model {report['lm']['model']}")
+    if report["lm"]["model"]:
+        print(f"LM state: norm {report['lm']['norm']:.3f}, of model {report['lm']['model']}")
