@@ -1,0 +1,46 @@
+"""Trains the demo's models on made events and writes them beside these files: `make demo-train`.
+
+    python -m replay_data.train [--clicks 100000] [--market 100000] [--out replay_data/models]
+
+Small (width 32), so that both fit into the repository; what they find was planted by the generator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from replay_data import generate
+from streamai import cli
+
+HERE = Path(__file__).parent
+EPOCHS = {"recommend": 12, "trade": 6}
+
+
+def main() -> int:
+    """Make events, train both flows, print their figures; 0 when both models were written."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--clicks", type=int, default=100_000)
+    p.add_argument("--market", type=int, default=100_000)
+    p.add_argument("--seed", type=int, default=11, help="of the events; not the demo's, which are new to it")
+    p.add_argument("--epochs", type=int, help="in place of 12 and 6")
+    p.add_argument("--out", type=Path, default=HERE / "models")
+    args = p.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        generate.main(["--clicks", str(args.clicks), "--market", str(args.market),
+                       "--seed", str(args.seed), "--out", folder])  # fmt: skip
+        for name, source in (("recommend", "clicks"), ("trade", "market")):
+            code = cli.main([
+                "train", f"agents.{name}", "--events", f"{folder}/{source}.parquet",
+                "--out", str(args.out / f"{name}.weights"), "--d", "32", "--protocol", "all",
+                "--epochs", str(args.epochs or EPOCHS[name]),
+            ])  # fmt: skip
+            if code:
+                return code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,111 @@
+"""`streamai train FLOW --events FILE --out WEIGHTS`: the flow's model, fitted to history."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from streamai.cli.inputs import add_mapping
+
+
+def add(subparsers) -> None:
+    p = subparsers.add_parser(
+        "train",
+        help="train a flow's model and export it",
+        description="Pre-trains the event-LM on the next event, then the ranking head (clicks) or the signal "
+        "head (market) on what the flow's own engine served, and writes one weights file. Nothing is written "
+        "when the served kernel and torch disagree. Needs the extra `train` (torch).",
+    )
+    p.add_argument("flow", help="module with `flow = Flow(...)`, such as agents.recommend")
+    p.add_argument("--events", required=True, help="parquet, CSV or NDJSON, in order of arrival")
+    add_mapping(p)
+    p.add_argument("--items", help="catalogue file; `events` makes one of the items met in --events")
+    p.add_argument("--out", required=True, metavar="FILE", help="weights file to write")
+    p.add_argument(
+        "--protocol", choices=("leave-one-out", "prequential", "all"), default="prequential",
+        help="what is fitted on: all but the last two of each key; the first 60 %% of time; everything",
+    )  # fmt: skip
+    p.add_argument("--until", type=_share, help="share of time to fit on, in place of the protocol's")
+    p.add_argument("--d", type=int, default=64, help="width of the LM, a multiple of 16 (64)")
+    p.add_argument("--layers", type=int, default=2, help="layers of the LM (2)")
+    p.set_defaults(model=None)
+    p.add_argument("--epochs", type=int, help="passes over the events (14 for clicks, 4 for a market)")
+    p.add_argument("--dropout", type=float, default=0.1, help="(0.1)")
+    p.add_argument("--rate", type=float, default=2e-3, help="learning rate (0.002)")
+    p.add_argument("--no-time", action="store_true", help="the LM sees no time gaps")
+    p.add_argument("--no-head", action="store_true", help="the LM alone")
+    p.add_argument("--hide-seen", action="store_true", help="candidates leave out what the key has met")
+    p.add_argument("--seed", type=int, default=0, help="(0)")
+    p.add_argument("--threads", type=int, default=2, help="of torch (2)")
+    p.add_argument("--json", action="store_true", help="one JSON object as the last line")
+
+
+def run(args) -> int:
+    from rich.console import Console
+
+    from streamai.errors import SettingsError
+    try:
+        import torch  # noqa: F401
+    except ImportError as e:
+        raise SettingsError("training needs torch: pip install 'streamai[train]'") from e
+    if args.d < 16 or args.d % 16:
+        raise SettingsError(f"--d {args.d}: the LM's width is a multiple of 16, such as 32, 64 or 128")
+    report = train_file(args, Console(stderr=True))
+    if args.json:
+        print(json.dumps(report))
+    else:
+        show(report, Console())
+    return 0
+
+
+def train_file(args, console) -> dict:
+    """Train the flow of `args` on its file; figures of the run."""
+    from streamai.cli.inputs import flow_of, mapping_of
+    from streamai.events import MARKET
+    from streamai.replay.mapping import TIMES
+    from streamai.replay.read import read_events
+    from streamai.train import recommend, trade
+    from streamai.train.fit import Recipe
+
+    mapping = mapping_of(args)
+    flow = flow_of(args, mapping)
+    market = flow.schema.name == MARKET.name
+    table = read_events(args.events, flow.schema, mapping, sort=args.sort)
+    # a position is an order, not a time
+    timed = "position" not in mapping.fields or any(t in mapping.fields for t in TIMES)
+    recipe = Recipe(
+        epochs=args.epochs or (4 if market else 14), rate=args.rate, seed=args.seed, threads=args.threads,
+        window=256 if market else 200, cover=market,
+    )  # fmt: skip
+    options = recommend.Options(
+        args.d, args.layers, args.dropout, args.protocol, args.until, timed and not args.no_time,
+        args.hide_seen, not args.no_head, recipe,
+    )  # fmt: skip
+    return (trade if market else recommend).train(flow, table, args.out, options, console)
+
+
+def show(report: dict, console) -> None:
+    """The figures as a table."""
+    from rich.table import Table
+
+    table = Table("part", "figure", "value")
+    for part, figures in report.items():
+        if isinstance(figures, dict):
+            _rows(table, part, figures)
+    console.print(table)
+    console.print(f"{report['path']}: model {report['model']}")
+
+
+def _rows(table, part: str, figures: dict) -> None:
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            _rows(table, f"{part} {name}", value)
+        else:
+            table.add_row(part, name, f"{value:,.4f}" if isinstance(value, float) else f"{value:,}")
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share of time above 0 and at most 1")
+    return value

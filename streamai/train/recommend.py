@@ -1,0 +1,157 @@
+"""Training of a click flow: the LM on the first part of history, the ranking head on what follows it."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from rich.console import Console
+
+from streamai.catalogue import Catalogue
+from streamai.engine import Engine
+from streamai.errors import InputError, ModelError
+from streamai.flow import Flow
+from streamai.replay.read import valid
+from streamai.train.data import sequences, vocabulary
+from streamai.train.export import export
+from streamai.train.fit import Recipe, fit
+from streamai.train.head import fit_head
+from streamai.train.model import EventLM, Shape
+from streamai.train.ranking import leave_one_out
+from streamai.train.served import log_candidates
+
+PROTOCOLS = ("leave-one-out", "prequential", "all")
+PREQUENTIAL_SHARE = 0.6
+HEAD_SHARE = 0.15
+"""Last part of the fitted time that the head learns from, and the LM does not see."""
+LOGGED_MAX = 30_000
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `streamai train` lets one choose.
+
+    protocol   leave-one-out: LM to each key's third-last event, head on the second-last; prequential: all of
+               it on the first 60 % of time; all: on everything
+    until      share of time to fit on, in place of the protocol's (not for leave-one-out)
+    time       False: the LM sees no time gaps
+    hide_seen  candidates leave out what the key has met
+    head       False: the LM alone
+    """
+
+    d: int = 64
+    layers: int = 2
+    dropout: float = 0.1
+    protocol: str = "prequential"
+    until: float | None = None
+    time: bool = True
+    hide_seen: bool = False
+    head: bool = True
+    recipe: Recipe = field(default_factory=Recipe)
+
+    def share(self) -> float:
+        """Share of time that is fitted on."""
+        if self.until is not None:
+            return self.until
+        return PREQUENTIAL_SHARE if self.protocol == "prequential" else 1.0
+
+
+def moment(ts: pl.Series, share: float) -> int:
+    """The event time, ns, that lies `share` of the way from the first to the last."""
+    first, last = int(ts.min()), int(ts.max())
+    return last + 1 if share >= 1 else first + int((last - first) * share)
+
+
+def good(table: pl.DataFrame, flow: Flow) -> pl.DataFrame:
+    """The rows that the wire would accept; InputError where there are none."""
+    rows = table.filter(valid(flow.schema))
+    if not len(rows):
+        name = flow.schema.name
+        raise InputError(f"training: none of {len(table)} rows is a good event of {name}; check --map")
+    return rows
+
+
+def with_kinds(table: pl.DataFrame, flow: Flow) -> pl.DataFrame:
+    """`kind` as the schema's numbers."""
+    return table.with_columns(pl.col("kind").replace_strict(flow.schema.kinds, return_dtype=pl.Int32))
+
+
+@dataclass(frozen=True)
+class Split:
+    """lm: rows that the LM learns; feed: rows of the head's replay, in order; target: by row of `feed`, the
+    id of the key's next item where the head learns from it; until_ns: end of all that was fitted on."""
+
+    lm: pl.DataFrame
+    feed: pl.DataFrame
+    target: list[str | None]
+    until_ns: int
+
+
+def split(table: pl.DataFrame, flow: Flow, options: Options, seed: int = 0) -> Split:
+    """Cut a table of good clicks in arrival order by the protocol."""
+    key, item = flow.schema.key, flow.schema.item
+    until = moment(table["event_ts_ns"], options.share())
+    table = table.with_columns(pl.col(item).shift(-1).over(key).alias("next_item"))
+    if options.protocol == "leave-one-out":
+        back = pl.len().over(key) - pl.int_range(pl.len()).over(key) - 1
+        table = table.with_columns(back.alias("back")).filter(pl.col("back") >= 2)
+        # all keys' last steps before their targets come at the end: no target is fed, and all else is known
+        feed = table.with_columns((pl.col("back") == 2).alias("last")).sort("last", maintain_order=True)
+        target = feed.select(pl.when("last").then("next_item").otherwise(None)).to_series().to_list()
+        return Split(table, feed, target, until)
+    table = table.filter(pl.col("event_ts_ns") < until)
+    head_from = moment(table["event_ts_ns"], 1 - HEAD_SHARE)
+    # the next item must itself lie in the fitted part
+    following = pl.col(item).shift(-1).over(key)
+    usable = (pl.col("event_ts_ns") >= head_from) & following.is_not_null()
+    target = np.array(table.select(pl.when(usable).then(following)).to_series().to_list(), object)
+    wanted = np.flatnonzero([t is not None for t in target])
+    if len(wanted) > LOGGED_MAX:
+        drop = np.random.default_rng(seed).permutation(wanted)[LOGGED_MAX:]
+        target[drop] = None
+    return Split(table.filter(pl.col("event_ts_ns") < head_from), table, target.tolist(), until)
+
+
+def train(flow: Flow, table: pl.DataFrame, out: str | Path, options: Options, console: Console) -> dict:
+    """Train on a frame of `read_events`, write the model to `out`, return the figures."""
+    table = good(table, flow)
+    parts = split(table, flow, options, options.recipe.seed)
+    if not len(parts.lm):
+        raise ModelError(f"training: nothing to fit on is left by --protocol {options.protocol}")
+    vocab = vocabulary(parts.lm[flow.schema.item])
+    names = {flow.schema.key: "user_id", flow.schema.item: "item_id"}
+    lm = sequences(with_kinds(parts.lm, flow).rename(names), vocab, time=options.time)
+    everything = sequences(with_kinds(table, flow).rename(names), vocab, time=options.time)
+    torch.manual_seed(options.recipe.seed)
+    model = EventLM(Shape(len(vocab), options.d, options.layers), options.dropout, options.time)
+    console.print(f"LM: {lm.events:,} events of {len(lm):,} keys, {len(vocab):,} items, d {options.d}")
+    records = fit(model, lm, options.recipe, console=console)
+    figures = {"lm": records[-1] | {"keys": len(lm), "events": lm.events, "items": len(vocab)}}
+    if options.protocol == "leave-one-out":
+        figures["lm_validation"] = leave_one_out(model, everything, 2)
+    header = {"vocabulary": vocab, "plan": ""}
+    head = None
+    if options.head:
+        head, figures["head"], header["plan"] = _head(flow, model, everything, parts, vocab, options, console)
+    metrics = {"protocol": options.protocol, "fitted_until_ns": parts.until_ns, **figures}
+    digest = export(out, model, "clicks", everything, head=head, metrics=metrics, **header)
+    return {"model": digest, "path": str(out), **figures}
+
+
+def _head(flow, model, everything, parts, vocab, options, console) -> tuple[dict, dict, str]:
+    """Arrays, figures and plan digest of the head, from the candidates of an engine with the LM alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / "lm.weights"
+        export(draft, model, "clicks", everything, vocabulary=vocab)
+        catalogue = flow.catalogue
+        if catalogue is None:
+            catalogue = Catalogue.of_ids(sorted(vocab))
+        flow = flow.but(model=draft, catalogue=catalogue)
+        logged = log_candidates(flow, parts.feed, parts.target, hide_seen=options.hide_seen, console=console)
+        plan = Engine(flow.but(decide=None), rows_max=64).plan_digest
+    arrays, figures = fit_head(logged, options.d, seed=options.recipe.seed, console=console)
+    return arrays, figures, plan
