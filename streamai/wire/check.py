@@ -18,10 +18,17 @@ TIME_SCALES = {"event_ts_ns": 1, "event_ts_us": 10**3, "event_ts_ms": 10**6, "ev
 TIME_END_NS = 9_214_646_400 * 10**9
 """2262-01-01, where nanoseconds since 1970 leave an int64."""
 
-_TYPES = {bool: "boolean", str: "string", dict: "object", list: "list", int: "number", float: "number"}
+_TYPES = {
+    bool: "a boolean",
+    str: "a string",
+    dict: "an object",
+    list: "a list",
+    int: "a number",
+    float: "a number",
+}
 
 
-def type_name(value: object) -> str:
+def _a_type(value: object) -> str:
     return _TYPES.get(type(value), type(value).__name__)
 
 
@@ -35,7 +42,7 @@ def text_id(record: Mapping, name: str) -> bytes | None:
     elif type(value) is float:
         raise Rejected(f"wrong type: {name} is a fraction")
     elif type(value) is not str:
-        raise Rejected(f"wrong type: {name} is a {type_name(value)}")
+        raise Rejected(f"wrong type: {name} is {_a_type(value)}")
     try:
         raw = value.encode()
     except UnicodeEncodeError:
@@ -64,7 +71,7 @@ def event_time(record: Mapping) -> int:
         whole = math.floor(value)
         ns = whole * scale + round((value - whole) * scale)
     else:
-        raise Rejected(f"wrong type: {name} is a {type_name(value)}")
+        raise Rejected(f"wrong type: {name} is {_a_type(value)}")
     if not 0 < ns < TIME_END_NS:
         raise Rejected(f"absurd event time: {name} is {str(value)[:40]}")
     return ns
@@ -88,7 +95,7 @@ def kind_of(schema: Schema, record: Mapping) -> int:
         if kind is None:
             raise Rejected("missing kind")
     if type(kind) is not str:
-        raise Rejected(f"wrong type: kind is a {type_name(kind)}")
+        raise Rejected(f"wrong type: kind is {_a_type(kind)}")
     code = schema.kinds.get(kind)
     if code is None:
         raise Rejected(f"unknown kind {kind[:40]!r}")
@@ -103,7 +110,7 @@ def columns_of(schema: Schema, record: Mapping, out: np.ndarray) -> None:
             out[j] = math.nan
             continue
         if type(value) is not int and type(value) is not float:
-            raise Rejected(f"wrong type: {column.name} is a {type_name(value)}")
+            raise Rejected(f"wrong type: {column.name} is {_a_type(value)}")
         try:
             out[j] = float(value) + 0.0  # -0.0 becomes 0.0
         except OverflowError:

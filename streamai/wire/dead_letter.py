@@ -6,7 +6,7 @@ Causes are of a fixed vocabulary, so that they can be counted by their first wor
     number out of range | record of N bytes exceeds M | record of N bytes, expected M
     binary version N, expected M | binary record of another schema
     missing NAME | empty NAME | NAME of N bytes exceeds 256 | NAME is not Unicode text
-    wrong type: NAME is a TYPE | unknown kind 'X'
+    wrong type: NAME is a/an TYPE | unknown kind 'X'
     more than one event time: A, B | absurd event time: NAME is X
     event time N min ahead of the record's Kafka time
     negative NAME: X | zero NAME | not finite: NAME | NAME is X, expected -1, 0 or 1
