@@ -40,3 +40,23 @@ def mapping_of(args: argparse.Namespace):
     from streamai.replay.mapping import Mapping
 
     return Mapping.parse(args.map, args.set, args.kind, args.zone)
+
+
+def flow_of(args: argparse.Namespace, mapping):
+    """The flow of args.flow, with `--model` and `--items` in place of its own.
+
+    `--items events` makes a catalogue of the items that are met in `--events`, in the order of their ids.
+    """
+    from streamai.flow import load
+
+    flow, changes = load(args.flow), {}
+    if args.model:
+        changes["model"] = None if args.model == "none" else args.model
+    if args.items == "events":
+        from streamai.catalogue import Catalogue
+        from streamai.replay.read import item_ids
+
+        changes["catalogue"] = Catalogue.of_ids(item_ids(args.events, flow.schema, mapping))
+    elif args.items:
+        changes["catalogue"] = args.items
+    return flow.but(**changes) if changes else flow

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
 
 from streamai.errors import StreamaiError
@@ -29,10 +30,10 @@ async def record(
 
     StreamaiError if the topic does not exist or the broker cannot be reached.
     """
+    places = [TopicPartition(topic, p) for p in await partitions_of(options, topic)]
     consumer = AIOKafkaConsumer(**options, enable_auto_commit=False, auto_offset_reset="earliest")
     await _start(consumer, options)
     try:
-        places = [TopicPartition(topic, p) for p in await partitions_of(consumer, topic)]
         consumer.assign(places)
         ends = await consumer.end_offsets(places)
         await (consumer.seek_to_end(*places) if from_end else consumer.seek_to_beginning(*places))
@@ -105,17 +106,21 @@ async def produce(
     return n
 
 
-async def partitions_of(client: AIOKafkaConsumer, topic: str) -> list[int]:
+async def partitions_of(options: dict, topic: str) -> list[int]:
     """The topic's partitions in order; StreamaiError if there is no such topic."""
-    if topic not in await client.topics():
-        raise StreamaiError(f"no topic {topic!r} on this broker; `streamai produce` makes one")
-    return sorted(client.partitions_for_topic(topic) or ())
+    admin = AIOKafkaAdminClient(**options)
+    await _start(admin, options)
+    try:
+        if topic not in await admin.list_topics():
+            raise StreamaiError(f"no topic {topic!r} at {options['bootstrap_servers']}")
+        described = await admin.describe_topics([topic])
+    finally:
+        await admin.close()
+    return sorted(p["partition"] for p in described[0]["partitions"])
 
 
 async def make_topic(options: dict, topic: str, partitions: int, replication: int = 1) -> None:
     """Make the topic; if it is there already it must have as many partitions, else StreamaiError."""
-    from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-
     admin = AIOKafkaAdminClient(**options)
     await _start(admin, options)
     try:
@@ -124,9 +129,9 @@ async def make_topic(options: dict, topic: str, partitions: int, replication: in
             bad = [e for e in answer.topic_errors if e[1] not in (0, 36)]  # 36: it is there already
             if bad:
                 raise StreamaiError(f"the broker did not make topic {topic}: {bad}")
-        have = len((await admin.describe_topics([topic]))[0]["partitions"])
     finally:
         await admin.close()
+    have = len(await partitions_of(options, topic))
     if have != partitions:
         raise StreamaiError(
             f"topic {topic} has {have} partitions, not {partitions}: give --partitions {have}"

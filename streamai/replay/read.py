@@ -52,6 +52,15 @@ def read_events(
     return frame.collect()
 
 
+def conform(
+    frame: pl.DataFrame, schema: Schema, mapping: Mapping | Iterable[str] | None = None
+) -> pl.DataFrame:
+    """A table in memory with the schema's columns, as read_events gives them; rows in their order."""
+    selection = select(as_mapping(mapping), schema, frame.schema, "the table")
+    out = frame.select(selection.exprs)
+    return out.sort("event_ts_ns", maintain_order=True) if selection.no_time else out
+
+
 def scan_events(
     path: str | pathlib.Path,
     schema: Schema,
@@ -67,6 +76,17 @@ def scan_events(
             first = False
             _check_times(part, path, selection)
         yield part
+
+
+def item_ids(
+    path: str | pathlib.Path, schema: Schema, mapping: Mapping | Iterable[str] | None = None
+) -> list[str]:
+    """The distinct item ids of a file of events, sorted (numbers by value)."""
+    if is_recorded(path):
+        raise InputError(f"{path} is a recorded topic; give its catalogue as a file")
+    frame, _ = _scan(path, schema, mapping, False, ())
+    ids = frame.select(pl.col(schema.item).unique()).collect().to_series().drop_nulls().to_list()
+    return sorted(filter(None, ids), key=lambda i: (0, int(i), i) if i.isdecimal() else (1, 0, i))
 
 
 def count_rows(path: str | pathlib.Path) -> int:
