@@ -13,12 +13,13 @@ import numpy as np
 
 from streamai.catalogue import Catalogue
 from streamai.deadline import Tier
+from streamai.declaration import duration_ns
 from streamai.errors import StateError
 from streamai.events import Events
-from streamai.declaration import duration_ns
 from streamai.feature import compile_views
 from streamai.flow import Flow
 from streamai.kernels import context as c
+from streamai.kernels import counts
 from streamai.kernels import step as kernel
 from streamai.model import tables, weights
 from streamai.scored import Scored
@@ -67,7 +68,9 @@ class Engine:
 
     @property
     def plan_digest(self) -> str:
-        return self.plan.digest if not self.item_plan.names else _both(self.plan.digest, self.item_plan.digest)
+        return (
+            self.plan.digest if not self.item_plan.names else _both(self.plan.digest, self.item_plan.digest)
+        )
 
     @property
     def model_digest(self) -> str:
@@ -116,6 +119,33 @@ class Engine:
             a["scores"][:n], self.target[:n],
         )  # fmt: skip
 
+    # -- what training and evaluation look at
+
+    @property
+    def exclude(self) -> np.ndarray:
+        """u1[items]: set entries are never recommended, until they are cleared. For evaluation."""
+        return self.arrays["exclude"]
+
+    def learn_counts(self, on: bool) -> None:
+        """Whether events change counts and popularity; a replay of held-out events turns it off."""
+        self.clock[c.LEARN] = int(on)
+
+    def candidates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the last event of the last step, if it was scored at RANK or FULL: candidate indices i4[m], the
+        head's inputs z f4[m, 8] (see kernels/recommend.py) and the head's scores f4[m]. Views of scratch."""
+        m = int(self.arrays["found"][0])
+        return self.arrays["cand"][:m], self.arrays["z"][:m], self.arrays["cand_s"][:m]
+
+    def count_scores(self, history: np.ndarray, event_ts_ns: int, out: np.ndarray) -> None:
+        """Scores of the counts alone for all items into out f4[items]: history i4[n], most recent first."""
+        a, s = self.arrays, self.state_arrays
+        m = counts.accumulate(
+            s["ids"], s["w"], s["pop"], s["norm"], self.clock, s["tau"], history,
+            min(len(history), self.flow.counts.scored), event_ts_ns, a["acc"], a["touched"],
+        )  # fmt: skip
+        out[:] = a["acc"][: len(out)]
+        counts.clear(a["acc"], a["touched"], m)
+
     # -- checkpoints
 
     def barrier(self) -> Checkpoint:
@@ -124,7 +154,7 @@ class Engine:
         clock = self.clock
         which, rows, hashes, keys = self.slab.take_dirty(int(clock[c.DIRTY_KEYS]))
         items = np.sort(self.state_arrays["item_dirty_list"][: clock[c.DIRTY_ITEMS]]).astype("i8")
-        item_rows = self.state_arrays["items_f8"][items].view("u1").reshape(len(items), -1)
+        item_rows = self.state_arrays["items_f8"][items].view("u1")
         self.state_arrays["item_dirty"][items] = 0
         log, log_at, runs, log_from, all_runs = self.counts.take(clock, self.position)
         clock[c.DIRTY_KEYS] = clock[c.DIRTY_ITEMS] = 0
@@ -156,7 +186,7 @@ class Engine:
         self.position = int(meta["fence"])
         self.clock[c.WATERMARK] = meta["watermark"]
         self.clock[c.LATE_TOTAL] = meta["late_total"]
-        items = self.state_arrays["items_f8"].view("u1").reshape(len(self.state_arrays["item_dirty"]), -1)
+        items = self.state_arrays["items_f8"].view("u1")
         for name, row in self.store.scan(b"i"):
             items[int.from_bytes(name, "big")] = np.frombuffer(row, "u1")
         self.counts.restore(self.store, self.clock, meta)
@@ -185,16 +215,24 @@ class Engine:
         arrays = tables.arrays_of(flow, self.plan, self.item_plan, self.catalogue, self.model)
         width = self._score_width()
         linked = flow.counts.scored * self.counts.ids.shape[1]
-        sizes = {c.DISORDER: duration_ns(flow.disorder), c.LOG_MAX: self.counts.log_max, c.HORIZONS: len(flow.horizons)}
+        sizes = {
+            c.DISORDER: duration_ns(flow.disorder),
+            c.LOG_MAX: self.counts.log_max,
+            c.HORIZONS: len(flow.horizons),
+        }
         shape = tables.shape_of(flow, self.plan, self.item_plan, self.layout, arrays, self.model, sizes)
         self.table_arrays = arrays | {"shape": shape}
         self.tables = c.tables(self.table_arrays)
         digest = int(self.model_digest, 16)
-        self.state_arrays = state_arrays.of_state(self.slab, self.counts, self.catalogue, self.item_plan, digest)
+        self.state_arrays = state_arrays.of_state(
+            self.slab, self.counts, self.catalogue, self.item_plan, digest
+        )
         self.state = c.state(self.state_arrays)
         self.clock = self.state_arrays["clock"]
         self.counts.bind(self.clock)
-        self.arrays = state_arrays.of_work(self.batch_max, self.table_arrays, self.plan, self.item_plan, width, linked)
+        self.arrays = state_arrays.of_work(
+            self.batch_max, self.table_arrays, self.plan, self.item_plan, width, linked
+        )
         self.work = c.work(self.arrays)
         self.tiers = np.zeros(self.batch_max, "u1")
         self.target = np.full(self.batch_max, np.nan)
@@ -207,7 +245,9 @@ class Engine:
         return 3 * len(self.flow.horizons) if self.model is not None else 0
 
 
-def open_engine(flow: Flow, folder: str | Path | None, partition: int = 0, wait_s: float = 0.0, **options) -> Engine:
+def open_engine(
+    flow: Flow, folder: str | Path | None, partition: int = 0, wait_s: float = 0.0, **options
+) -> Engine:
     """An engine on the store `folder`/flow/partition, or in memory; resumes at its fence."""
     if folder is None:
         return Engine(flow, partition, **options)
@@ -231,6 +271,6 @@ def _check_meta(stored: dict, here: dict, where: str) -> None:
         if stored[name] != here[name]:
             raise StateError(
                 f"the state in {where} was made with {name} {stored[name]!r}, this flow has {here[name]!r}. "
-                "Views and layout decide what a row means: remove the folder to rebuild the state from the topic, "
-                "or give the flow another name."
+                "Views and layout decide what a row means: remove the folder to rebuild the state from the "
+                "topic, or give the flow another name."
             )

@@ -83,21 +83,29 @@ class Flow:
         for view in self.views:
             if view.key not in (self.schema.key, self.schema.item):
                 raise DeclarationError(
-                    f"flow {self.name!r}: {view.__name__} is keyed by {view.key!r}; events of {self.schema.name!r} "
+                    f"flow {self.name!r}: {view.__name__} is keyed by {view.key!r}; "
+                    f"events of {self.schema.name!r} "
                     f"have {self.schema.key!r}" + (f" and {self.schema.item!r}" if self.schema.item else "")
                 )
         if self.item_views and self.catalogue is None:
             raise DeclarationError(
-                f"flow {self.name!r}: {self.item_views[0].__name__} is keyed by item; give the flow a catalogue"
+                f"flow {self.name!r}: {self.item_views[0].__name__} is keyed by item; "
+                "give the flow a catalogue"
             )
         if self.catch_up not in CATCH_UP:
-            raise DeclarationError(f"flow {self.name!r}: catch_up={self.catch_up!r}; write one of {list(CATCH_UP)}")
+            raise DeclarationError(
+                f"flow {self.name!r}: catch_up={self.catch_up!r}; write one of {list(CATCH_UP)}"
+            )
         if self.on_error not in ("dead_letter", "stop"):
-            raise DeclarationError(f"flow {self.name!r}: on_error={self.on_error!r}; write 'dead_letter' or 'stop'")
+            raise DeclarationError(
+                f"flow {self.name!r}: on_error={self.on_error!r}; write 'dead_letter' or 'stop'"
+            )
         if self.budget_ms <= 0 or self.top_k < 1 or self.ring < 1:
             raise DeclarationError(f"flow {self.name!r}: budget_ms, top_k and ring must be positive")
         if self.candidates < self.top_k:
-            raise DeclarationError(f"flow {self.name!r}: candidates={self.candidates} is below top_k={self.top_k}")
+            raise DeclarationError(
+                f"flow {self.name!r}: candidates={self.candidates} is below top_k={self.top_k}"
+            )
         if not self.output:
             object.__setattr__(self, "output", self._default_output())
 
@@ -128,7 +136,11 @@ class Flow:
     @property
     def topics(self) -> dict[str, str]:
         """Topic of each kind of output: result (None for features only), features, late, dead."""
-        out = {"features": f"{self.source}.features", "late": f"{self.source}.late", "dead": f"{self.source}.dead"}
+        out = {
+            "features": f"{self.source}.features",
+            "late": f"{self.source}.late",
+            "dead": f"{self.source}.dead",
+        }
         if self.output != "features":
             out["result"] = self.output
         return out
@@ -140,8 +152,8 @@ class Flow:
         return replace(self, **changes)
 
     def replay(self, events, **options):
-        """Run the flow over a table of events (polars DataFrame or path) and return a DataFrame of results."""
-        from streamai.replay.run import replay_frame
+        """Run the flow over a table of events (polars DataFrame or path); returns a DataFrame of results."""
+        from streamai.replay.table import replay_frame
 
         return replay_frame(self, events, **options)
 

@@ -31,8 +31,8 @@ TABLES = (
     "shape",  # i8[SHAPE_SIZE]
     "key_derived", "key_derived_p", "key_acc", "key_acc_p", "key_out", "key_out_p",
     "item_derived", "item_derived_p", "item_acc", "item_acc_p", "item_out", "item_out_p",
-    "item", "bias", "known", "unknown", "kind_emb", "gap_emb", "Wside", "Wg", "bg", "cw", "cb", "lam", "gap_w",
-    "Wo", "W1", "W2", "final_gain",
+    "item", "bias", "known", "unknown", "kind_emb", "gap_emb", "Wside", "Wg", "bg", "cw", "cb", "lam",
+    "gap_w", "Wo", "W1", "W2", "final_gain",
     "packed", "scale",  # int8 panels of the item table
     "available", "price_z",
     "feat_mean", "feat_inv",

@@ -39,27 +39,42 @@ _NO_OFFSETS = np.zeros(0, np.int64)
 
 @njit(**jit)
 def _link(ids, w, i, item, weight):
-    """Add weight to the link i -> item."""
+    """Add weight to the link i -> item.
+
+    No branch depends on where in the row something is found: guessing that wrong costs more than looking
+    at all of it.
+    """
     width = ids.shape[1]
     at = np.int64(i) * width
     name = np.int32(item + 1)
-    wanted = simd.splat_integer(name)
-    least = simd.load(w, at)
-    for s in range(0, width, 16):
-        hit = simd.equal_integers(simd.load_integers(ids, at + s), wanted)
-        if hit != 0:
-            w[i, s + simd.lowest_bit(hit)] += weight
+    wanted, mine = simd.splat_integer(name), simd.splat(weight)
+    beaten = np.int32(0)
+    for part in range(0, width, 64):
+        found = np.int64(0)
+        for s in range(part, min(part + 64, width), 16):
+            hit = simd.equal_integers(simd.load_integers(ids, at + s), wanted)
+            found |= np.int64(hit) << (s - part)
+            beaten |= simd.above(simd.load(w, at + s), mine) ^ np.int32(0xFFFF)
+        if found != 0:
+            w[i, part + simd.lowest_bit(found)] += weight
             return
+    if beaten != 0:
+        slot = _smallest(w, at, width)
+        ids[i, slot], w[i, slot] = name, weight
+
+
+@njit(**jit)
+def _smallest(w, at, width):
+    """Slot of the smallest of w[at : at + width], the lowest such; an empty slot has weight 0."""
+    least = simd.load(w, at)
+    for s in range(16, width, 16):
         least = simd.smaller(simd.load(w, at + s), least)
-    smallest = simd.minimum(least)
-    if weight >= smallest:
-        edge = simd.splat(smallest)
-        for s in range(0, width, 16):
-            hit = simd.equal(simd.load(w, at + s), edge)
-            if hit != 0:
-                slot = s + simd.lowest_bit(hit)
-                ids[i, slot], w[i, slot] = name, weight
-                return
+    edge = simd.splat(simd.minimum(least))
+    for s in range(0, width, 16):
+        hit = simd.equal(simd.load(w, at + s), edge)
+        if hit != 0:
+            return s + simd.lowest_bit(np.int64(hit))
+    return 0
 
 
 @njit(**jit)

@@ -64,8 +64,9 @@ def _candidates(T, S, W, n_hist, t, tier):
         m = rank.scan(T.packed, T.scale, T.bias, T.available, W.exclude, T.available.size, W.words, step,
                       shape[c.SCANNED], W.top_s, W.top)  # fmt: skip
         n = _add(T, W, W.top, m, n, limit, stamp)
-    touched = counts.accumulate(S.ids, S.w, S.pop, S.norm, S.clock, S.tau, W.hist, min(n_hist, shape[c.SCORED_ITEMS]),
-                                t, W.acc, W.touched)  # fmt: skip
+    scored = min(n_hist, shape[c.SCORED_ITEMS])
+    touched = counts.accumulate(S.ids, S.w, S.pop, S.norm, S.clock, S.tau, W.hist, scored, t, W.acc,
+                                W.touched)  # fmt: skip
     m = counts.best(W.acc, W.touched, touched, T.available, W.exclude, limit - n, W.best_s, W.best)
     n = _add(T, W, W.best, m, n, limit - shape[c.POPULAR], stamp)
     n = _add_popular(T, S, W, n, limit, stamp)
@@ -130,8 +131,9 @@ def _unmark_ring(W, n_hist):
 
 @njit(**jit)
 def recommend(T, S, W, i, n_hist, t, tier):
-    """The best items for the key whose tokens are in W.hist (n_hist, newest first) into W.items[i], W.scores[i].
+    """The best items for the key whose tokens are in W.hist, into W.items[i] and W.scores[i].
 
+    n_hist tokens, newest first.
     T.shape, S and W as in `context`; t event time, ns; tier PRIOR, RANK or FULL. Changes no state.
     """
     k = T.shape[c.TOP_K]

@@ -265,14 +265,6 @@ def _json(buf, p, end, names, spec, shape, order, got, columns, i):
 
 
 @njit(**leaf)
-def _word(buf, at):
-    word = np.uint64(0)
-    for x in range(8):
-        word |= np.uint64(buf[at + x]) << np.uint64(8 * x)
-    return word
-
-
-@njit(**leaf)
 def _binary(buf, p, end, spec, shape, binary, got, columns, i):
     """Read one binary record (layout: `wire/binary.py`); keys must be ASCII here, others fall back."""
     if end - p != binary[0] or buf[p + 1] != BINARY_VERSION or buf[p + 5] != 0:
@@ -282,14 +274,15 @@ def _binary(buf, p, end, spec, shape, binary, got, columns, i):
     for k in range(shape[0], shape[0] + shape[1]):
         if spec[k, 2] == np.int64(buf[p + 2]):
             got[KIND_CODE] = spec[k, 2]
-    ts = np.int64(_word(buf, p + 8))
+    ts = np.int64(load8(buf, p + 8))
     if ts <= 0 or ts >= TIME_END_NS or got[KIND_CODE] != np.int64(buf[p + 2]):
         return False
     got[TS] = ts
     got[TIMES] = 1
     p += BINARY_HEAD
     for j in range(columns.shape[1]):
-        columns[i, j] = np.uint64(_word(buf, p)).view(np.float64) + 0.0
+        v = np.uint64(load8(buf, p)).view(np.float64) + 0.0
+        columns[i, j] = v if v == v else np.nan  # one NaN, whatever its bits
         p += 8
     head = end - binary[0]
     got[KEY_AT] = p

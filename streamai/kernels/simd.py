@@ -16,7 +16,7 @@ from numba.extending import intrinsic, register_model
 from . import jit
 
 LANES = 16
-_F4, _I1, _I2, _I4 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32)
+_F4, _I1, _I2, _I4, _I8 = ir.FloatType(), *(ir.IntType(n) for n in (8, 16, 32, 64))
 _VF4, _VI1, _VI4 = (ir.VectorType(t, LANES) for t in (_F4, _I1, _I4))
 
 
@@ -162,14 +162,14 @@ def nonzero_bytes(_context, array, index):
 
 @intrinsic
 def lowest_bit(_context, mask):
-    """Number of the lowest set bit; mask is not zero."""
+    """Number of the lowest set bit of an int64; mask is not zero."""
 
     def emit(_ctx, b, _sig, args):
-        kind = ir.FunctionType(_I4, [_I4, ir.IntType(1)])
-        function = cgutils.get_or_insert_function(b.module, kind, "llvm.cttz.i32")
-        return b.zext(b.call(function, [args[0], ir.Constant(ir.IntType(1), 1)]), ir.IntType(64))
+        kind = ir.FunctionType(_I8, [_I8, ir.IntType(1)])
+        function = cgutils.get_or_insert_function(b.module, kind, "llvm.cttz.i64")
+        return b.call(function, [args[0], ir.Constant(ir.IntType(1), 1)])
 
-    return types.int64(types.int32), emit
+    return types.int64(types.int64), emit
 
 
 @intrinsic
@@ -286,7 +286,7 @@ def append(values, ids, n, lanes, first, mask):
     Needs room for sixteen more.
     """
     while mask != 0:
-        lane = lowest_bit(mask)
+        lane = lowest_bit(np.int64(mask))
         mask &= mask - np.int32(1)
         values[n], ids[n] = lane_of(lanes, lane), first + lane
         n += 1

@@ -8,8 +8,8 @@ recommendation or the signal. Everything above the tier is state and happens in 
 import numpy as np
 from numba import njit
 
-from . import counts, jit, lm, windows
 from . import context as c
+from . import counts, jit, lm, windows
 from .recommend import recommend
 from .signal import signal
 from .tokens import market_token

@@ -11,11 +11,11 @@ import numpy as np
 
 from streamai.catalogue import Catalogue
 from streamai.errors import ModelError
-from streamai.plan import Plan
 from streamai.flow import Flow
 from streamai.kernels import context as c
 from streamai.kernels import rank
 from streamai.model.weights import Weights, number, shaped
+from streamai.plan import Plan
 from streamai.state.slab import BOOK_CELLS, HEADER_CELLS, Layout
 
 SCANNED = 64
@@ -28,8 +28,10 @@ LM = ("unknown", "kind_emb", "gap_emb", "Wside", "Wg", "bg", "cw", "cb", "lam", 
       "final_gain")  # fmt: skip
 HEAD = ("head_mean", "head_inv", "head_w", "head_b", "head_Wz", "head_W2", "head_bu", "head_Wu")
 SIGNAL = ("sig_W1", "sig_b1", "sig_W2", "sig_b2", "sig_temp")
-_RANKS = {"item": 2, "unknown": 2, "kind_emb": 2, "gap_emb": 2, "Wside": 2, "Wg": 3, "bg": 2, "cw": 3, "cb": 2,
-          "lam": 2, "gap_w": 2, "Wo": 3, "W1": 3, "W2": 3, "head_Wz": 2, "head_Wu": 2, "sig_W1": 2, "sig_W2": 2}  # fmt: skip
+_RANKS = {
+    "item": 2, "unknown": 2, "kind_emb": 2, "gap_emb": 2, "Wside": 2, "Wg": 3, "bg": 2, "cw": 3, "cb": 2,
+    "lam": 2, "gap_w": 2, "Wo": 3, "W1": 3, "W2": 3, "head_Wz": 2, "head_Wu": 2, "sig_W1": 2, "sig_W2": 2,
+}  # fmt: skip
 
 
 def mode_of(flow: Flow, weights: Weights | None) -> int:
@@ -65,8 +67,8 @@ def _lm(weights: Weights | None) -> dict[str, np.ndarray]:
     m = shaped(weights, "W2", layers, None, d).shape[1]
     shapes = {
         "item": (None, d), "bias": (None,), "unknown": (64, d), "kind_emb": (8, d), "gap_emb": (64, d),
-        "Wside": (None, d), "Wg": (layers, d, 4 * d), "bg": (layers, 4 * d), "cw": (layers, 4, d), "cb": (layers, d),
-        "lam": (layers, d), "gap_w": (layers, d), "Wo": (layers, d, d), "W1": (layers, d, 2 * m),
+        "Wside": (None, d), "Wg": (layers, d, 4 * d), "bg": (layers, 4 * d), "cw": (layers, 4, d),
+        "cb": (layers, d), "lam": (layers, d), "gap_w": (layers, d), "Wo": (layers, d, d), "W1": (layers, d, 2 * m),
         "W2": (layers, m, d), "final_gain": (d,),
     }  # fmt: skip
     return {n: np.ascontiguousarray(shaped(weights, n, *s), "f4") for n, s in shapes.items()}
@@ -142,13 +144,16 @@ def arrays_of(flow: Flow, plan: Plan, item_plan: Plan, catalogue, weights: Weigh
     return arrays
 
 
-def shape_of(flow: Flow, plan: Plan, item_plan: Plan, layout: Layout, arrays: dict, weights, sizes: dict) -> np.ndarray:
+def shape_of(
+    flow: Flow, plan: Plan, item_plan: Plan, layout: Layout, arrays: dict, weights, sizes: dict
+) -> np.ndarray:
     """The integers of Tables.shape."""
     shape = np.zeros(c.SHAPE_SIZE, "i8")
     market = mode_of(flow, weights) == c.MARKET
     values = {
-        c.KEY_CELLS: plan.cells, c.KEY_F: len(plan.names), c.ITEM_F: len(item_plan.names), c.PLAN_AT: layout.plan_at,
-        c.BOOK_AT: HEADER_CELLS, c.RING_AT: 8 * layout.ring_at, c.RING: layout.ring, c.ENTRY: layout.entry_bytes,
+        c.KEY_CELLS: plan.cells, c.KEY_F: len(plan.names), c.ITEM_F: len(item_plan.names),
+        c.PLAN_AT: layout.plan_at, c.BOOK_AT: HEADER_CELLS, c.RING_AT: 8 * layout.ring_at, c.RING: layout.ring,
+        c.ENTRY: layout.entry_bytes,
         c.LM_AT: 2 * layout.lm_at, c.LM_FLOATS: layout.lm_floats, c.MODE: mode_of(flow, weights),
         c.SIDES: 8 if market else 0, c.TOP_K: flow.top_k, c.CANDIDATES: flow.candidates, c.SCANNED: SCANNED,
         c.POPULAR: POPULAR, c.HIST: flow.counts.window, c.SCORED_ITEMS: flow.counts.scored,

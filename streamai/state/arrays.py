@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from streamai.plan import Plan
 from streamai.kernels import context as c
+from streamai.plan import Plan
 
 
 def of_state(slab, counts, catalogue, item_plan: Plan, digest: int) -> dict[str, np.ndarray]:
@@ -25,8 +25,13 @@ def of_state(slab, counts, catalogue, item_plan: Plan, digest: int) -> dict[str,
     }  # fmt: skip
 
 
-def of_work(batch_max: int, tables: dict, plan: Plan, item_plan: Plan, width: int, linked: int) -> dict[str, np.ndarray]:
-    """Scratch and outputs by name; linked = most items that counts can score. `exclude` may be set by a driver: items never to recommend (evaluation)."""
+def of_work(
+    batch_max: int, tables: dict, plan: Plan, item_plan: Plan, width: int, linked: int
+) -> dict[str, np.ndarray]:
+    """Scratch and outputs by name; linked = most items that counts can score.
+
+    `exclude` may be set by a driver: items never to recommend (evaluation).
+    """
     n, d = len(tables["available"]), tables["item"].shape[1]
     shape = tables["shape"]
     features = len(plan.names) + len(item_plan.names)
@@ -45,7 +50,8 @@ def of_work(batch_max: int, tables: dict, plan: Plan, item_plan: Plan, width: in
         "age": np.zeros(n, "i4"), "exclude": np.zeros(n, "u1"),
         "words": np.zeros(d, "i2"), "top": np.zeros(pool, "i4"), "top_s": np.zeros(pool, "f4"),
         "best": np.zeros(linked, "i4"), "best_s": np.zeros(linked, "f4"),
-        "cand": np.zeros(candidates, "i4"), "cand_s": np.zeros(candidates, "f4"), "z": np.zeros((candidates, 8), "f4"),
+        "cand": np.zeros(candidates, "i4"), "cand_s": np.zeros(candidates, "f4"),
+        "z": np.zeros((candidates, 8), "f4"),
         "found": np.zeros(1, "i8"), "user": np.zeros(hidden, "f4"),
         "status": np.zeros(batch_max, "u1"), "features": np.zeros((batch_max, features), "f4"),
         "hidden": np.zeros((batch_max, d), "f4"),

@@ -72,7 +72,9 @@ class CountsState:
             keep = len(self.chunks) - (1 if count else 0)
             self.wrote_at = []
         else:
-            self.next_run = (self.next_run + self.rows_a_run) % (self.rows_a_run * -(-self.n // self.rows_a_run))
+            self.next_run = (self.next_run + self.rows_a_run) % (
+                self.rows_a_run * -(-self.n // self.rows_a_run)
+            )
             # a chunk is needed until every run has been written after it
             self.wrote_at.append(len(self.chunks))
             total = -(-self.n // self.rows_a_run)

@@ -155,7 +155,9 @@ class Slab:
         which = np.sort(self.dirty_slots[:count])
         self.dirty[which] = 0
         self.in_flight[which] += 1
-        hashes = [a.tobytes() + b.tobytes() for a, b in zip(self.hash0[which], self.hash1[which], strict=True)]
+        hashes = [
+            a.tobytes() + b.tobytes() for a, b in zip(self.hash0[which], self.hash1[which], strict=True)
+        ]
         return which, self.rows[which], hashes, [self.keys[s] for s in which.tolist()]
 
     def written(self, which: np.ndarray) -> None:
