@@ -68,8 +68,8 @@ def _lm(weights: Weights | None) -> dict[str, np.ndarray]:
     shapes = {
         "item": (None, d), "bias": (None,), "unknown": (64, d), "kind_emb": (8, d), "gap_emb": (64, d),
         "Wside": (None, d), "Wg": (layers, d, 4 * d), "bg": (layers, 4 * d), "cw": (layers, 4, d),
-        "cb": (layers, d), "lam": (layers, d), "gap_w": (layers, d), "Wo": (layers, d, d), "W1": (layers, d, 2 * m),
-        "W2": (layers, m, d), "final_gain": (d,),
+        "cb": (layers, d), "lam": (layers, d), "gap_w": (layers, d), "Wo": (layers, d, d),
+        "W1": (layers, d, 2 * m), "W2": (layers, m, d), "final_gain": (d,),
     }  # fmt: skip
     return {n: np.ascontiguousarray(shaped(weights, n, *s), "f4") for n, s in shapes.items()}
 
@@ -152,8 +152,8 @@ def shape_of(
     market = mode_of(flow, weights) == c.MARKET
     values = {
         c.KEY_CELLS: plan.cells, c.KEY_F: len(plan.names), c.ITEM_F: len(item_plan.names),
-        c.PLAN_AT: layout.plan_at, c.BOOK_AT: HEADER_CELLS, c.RING_AT: 8 * layout.ring_at, c.RING: layout.ring,
-        c.ENTRY: layout.entry_bytes,
+        c.PLAN_AT: layout.plan_at, c.BOOK_AT: HEADER_CELLS, c.RING_AT: 8 * layout.ring_at,
+        c.RING: layout.ring, c.ENTRY: layout.entry_bytes,
         c.LM_AT: 2 * layout.lm_at, c.LM_FLOATS: layout.lm_floats, c.MODE: mode_of(flow, weights),
         c.SIDES: 8 if market else 0, c.TOP_K: flow.top_k, c.CANDIDATES: flow.candidates, c.SCANNED: SCANNED,
         c.POPULAR: POPULAR, c.HIST: flow.counts.window, c.SCORED_ITEMS: flow.counts.scored,

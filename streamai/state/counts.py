@@ -34,6 +34,7 @@ class CountsState:
         self.log = np.zeros(self.log_max, kernel.LOG)
         self.tau = np.array([settings.tau_days * DAY_NS, settings.fast_tau_days * DAY_NS])
         self.rows_a_run = max(1, -(-n // RUNS))
+        self.runs = -(-n // self.rows_a_run)
         self.next_run = 0
         self.chunks: list[int] = []  # first offsets of the log chunks in the store, oldest first
         self.wrote_at: list[int] = []  # how many chunks had been written when each of the last runs was
@@ -55,7 +56,8 @@ class CountsState:
         return self.log_max - int(self.clock[c.LOGGED]) if self.n else 1 << 30
 
     def take(self, clock: np.ndarray, fence: int):
-        """(log bytes, its first offset, runs, first offset still needed of the log, whether to drop old runs)."""
+        """What a checkpoint at `fence` takes: (log bytes, its first offset, runs, first offset of the log
+        that is still needed, whether the runs in the store are to go)."""
         if not self.n:
             return b"", -1, [], 0, False
         count = int(clock[c.LOGGED])
@@ -72,16 +74,13 @@ class CountsState:
             keep = len(self.chunks) - (1 if count else 0)
             self.wrote_at = []
         else:
-            self.next_run = (self.next_run + self.rows_a_run) % (
-                self.rows_a_run * -(-self.n // self.rows_a_run)
-            )
+            self.next_run = (self.next_run + self.rows_a_run) % (self.rows_a_run * self.runs)
             # a chunk is needed until every run has been written after it
             self.wrote_at.append(len(self.chunks))
-            total = -(-self.n // self.rows_a_run)
-            keep = self.wrote_at[-total] if len(self.wrote_at) >= total else 0
+            keep = self.wrote_at[-self.runs] if len(self.wrote_at) >= self.runs else 0
         gone = self.chunks[:keep]
         self.chunks = self.chunks[keep:]
-        self.wrote_at = [w - keep for w in self.wrote_at[-(-(-self.n // self.rows_a_run)) :]]
+        self.wrote_at = [w - keep for w in self.wrote_at[-self.runs :]]
         return log, at, runs, (gone[-1] + 1 if gone else 0), everything
 
     def _run(self, first: int, fence: int, landmark: int) -> bytes:
@@ -101,8 +100,9 @@ class CountsState:
             return
         if meta["counts_width"] != self.ids.shape[1] or meta["tau_ns"] != self.tau.tolist():
             raise StateError(
-                f"the counts in {store.where} have {meta['counts_width']} neighbours and decay {meta['tau_ns']} ns, "
-                f"this flow {self.ids.shape[1]} and {self.tau.tolist()}: remove the folder to rebuild the state."
+                f"the counts in {store.where} have {meta['counts_width']} neighbours and decay "
+                f"{meta['tau_ns']} ns, this flow {self.ids.shape[1]} and {self.tau.tolist()}: remove the "
+                "folder to rebuild the state."
             )
         offsets = np.zeros(self.n, "i8")
         oldest: tuple[int, int] | None = None

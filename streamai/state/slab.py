@@ -142,8 +142,9 @@ class Slab:
             at = 2 + int.from_bytes(value[:2], "little")
             if len(value) - at != row.size:
                 raise StateError(
-                    f"the stored row of key {value[2:at]!r} has {len(value) - at} bytes, this flow's rows have "
-                    f"{row.size}. The views or the model's size changed: remove the state folder to rebuild it."
+                    f"the stored row of key {value[2:at]!r} has {len(value) - at} bytes, this flow's rows "
+                    f"have {row.size}. The views or the model's size changed: remove the state folder to "
+                    "rebuild it."
                 )
             row[:] = np.frombuffer(value, "u1", offset=at)
             self.loaded += 1
@@ -151,7 +152,7 @@ class Slab:
         index.insert(self.table, self.hash0, h0, slot)
 
     def take_dirty(self, count: int) -> tuple[np.ndarray, np.ndarray, list[bytes], list[bytes]]:
-        """Copies of the rows dirtied since the last barrier: slots, rows, hashes, keys. They are in flight now."""
+        """Slots, copies, hashes, keys of the rows dirtied since the last barrier; they are in flight now."""
         which = np.sort(self.dirty_slots[:count])
         self.dirty[which] = 0
         self.in_flight[which] += 1

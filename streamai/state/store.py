@@ -155,8 +155,9 @@ class Store(MemoryStore):
                     time.sleep(0.05)
                     continue
                 raise StateError(
-                    f"cannot open the state in {self.where}: {error}. Expected a folder that no other process uses; "
-                    "stop the other worker, or remove the folder to rebuild the state from the topic."
+                    f"cannot open the state in {self.where}: {error}. Expected a folder that no other "
+                    "process uses; stop the other worker, or remove the folder to rebuild the state "
+                    "from the topic."
                 ) from error
 
     def get(self, name: bytes) -> bytes | None:
