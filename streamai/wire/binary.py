@@ -131,7 +131,8 @@ def parse_binary(schema: Schema, value: bytes) -> tuple[bytes, bytes, int, int, 
         raise Rejected(f"absurd event time: event_ts_ns is {ts}")
     if record["zero"]:
         raise Rejected("binary record is damaged: byte 5 is not 0")
-    return key, item, ts, kind, record["columns"] + 0.0
+    columns = np.where(np.isnan(record["columns"]), math.nan, record["columns"]) + 0.0
+    return key, item, ts, kind, columns
 
 
 def _other_schema(mark: int) -> str:
