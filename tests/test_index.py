@@ -64,6 +64,7 @@ def test_published_values(text, h0, h1):
     assert hash_of(text) == (h0, h1) == murmur3(text)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=80), st.binary(max_size=9))
 def test_hash_is_murmur3_wherever_the_key_lies(data, before):
     assert hash_of(data, before) == murmur3(data)
@@ -76,7 +77,7 @@ def test_the_hash_of_nothing_is_not_zero():
 HASHES = st.integers(0, 7).map(lambda low: low | 1 << 63)  # few homes: long runs, wrap-around
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["insert", "remove"]), HASHES, st.integers(0, 3)), max_size=60))
 def test_a_table_is_a_dict(commands):
     table, n = np.zeros(64, np.int32), 32
