@@ -20,13 +20,13 @@ from numba import njit
 
 from . import jit, simd
 from .context import LANDMARK, RESCALED
-from .maths import exp_f8, pow_f8
+from .maths import exp_f4, exp_f8, log_f4
 from .rank import keep_best
 
 WINDOW = 20
 """The longest history that a log record holds."""
 SMOOTH = 20.0
-POWER = -0.2
+_POWER = np.float32(-0.2)
 RESCALE_TAUS = 60.0
 LOG = np.dtype(
     [("offset", "i8"), ("event_ts_ns", "i8"), ("item", "i4"), ("n", "i4"), ("hist", "i4", (WINDOW,))]
@@ -37,7 +37,7 @@ _ZERO, _ONE = _f4(0), _f4(1)
 _NO_OFFSETS = np.zeros(0, np.int64)
 
 
-@njit(**jit)
+@njit(inline="always", **jit)
 def _link(ids, w, i, item, weight):
     """Add weight to the link i -> item.
 
@@ -47,25 +47,29 @@ def _link(ids, w, i, item, weight):
     width = ids.shape[1]
     at = np.int64(i) * width
     name = np.int32(item + 1)
-    wanted, mine = simd.splat_integer(name), simd.splat(weight)
-    beaten = np.int32(0)
+    wanted, nothing, mine = simd.splat_integer(name), simd.zero_integers(), simd.splat(weight)
+    slot, beaten = -1, np.int32(0)
     for part in range(0, width, 64):
-        found = np.int64(0)
+        found = free = np.int64(0)
         for s in range(part, min(part + 64, width), 16):
-            hit = simd.equal_integers(simd.load_integers(ids, at + s), wanted)
-            found |= np.int64(hit) << (s - part)
+            names = simd.load_integers(ids, at + s)
+            found |= np.int64(simd.equal_integers(names, wanted)) << (s - part)
+            free |= np.int64(simd.equal_integers(names, nothing)) << (s - part)
             beaten |= simd.above(simd.load(w, at + s), mine) ^ np.int32(0xFFFF)
         if found != 0:
             w[i, part + simd.lowest_bit(found)] += weight
             return
-    if beaten != 0:
+        if free != 0 and slot < 0:
+            slot = part + simd.lowest_bit(free)
+    if slot < 0 and beaten != 0:
         slot = _smallest(w, at, width)
+    if slot >= 0:
         ids[i, slot], w[i, slot] = name, weight
 
 
 @njit(**jit)
 def _smallest(w, at, width):
-    """Slot of the smallest of w[at : at + width], the lowest such; an empty slot has weight 0."""
+    """Slot of the smallest of w[at : at + width], the lowest such."""
     least = simd.load(w, at)
     for s in range(16, width, 16):
         least = simd.smaller(simd.load(w, at + s), least)
@@ -113,7 +117,7 @@ def _apply(ids, w, pop, fast, norm, clock, tau, hist, n, item, t, offset, offset
     if every or offset >= offsets[item]:
         pop[item] += factor
         fast[item] += _f4(grow)
-        norm[item] = _f4(pow_f8(np.float64(pop[item]) / growth + SMOOTH, POWER))
+        norm[item] = exp_f4(_POWER * log_f4(_f4(np.float64(pop[item]) / growth + SMOOTH)))
     return rescaled
 
 

@@ -139,7 +139,7 @@ print(best / 30)
 
 def _numpy_scan(n, d, k):
     """Seconds of one query in numpy: a process of its own, since BLAS takes its threads when it starts."""
-    one = {v: "1" for v in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    one = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     command = [sys.executable, "-c", _NUMPY_SCAN, str(n), str(d), str(k)]
     return float(subprocess.run(command, env=os.environ | one, capture_output=True, check=True).stdout)
 
