@@ -85,6 +85,7 @@ class Stage:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         (self.folder / ".demo").touch()
+        (self.folder / "state").mkdir()
         return self
 
     def start_broker(self, partitions: int) -> str:

@@ -214,7 +214,7 @@ def prove(stage, module: str, line) -> dict:
     recorded = f"{folder}/{flow.topics['result']}.parquet"
     command(
         "replay", module, "--events", f"{folder}/{flow.source}.parquet", "--out", replayed,
-        "--tiers", "recorded", "--live", recorded,
+        "--tiers", "recorded", "--recorded", recorded,
     )  # fmt: skip
     found = {t: command("parity", f"{folder}/{t}.parquet", replayed, codes=(0, 1)) for t in outputs}
     for topic, said in found.items():

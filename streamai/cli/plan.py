@@ -145,10 +145,10 @@ def show(report: dict) -> None:
     for key, plan in report["plans"].items():
         print(f"\nfeatures of {key}  (plan {plan['digest']}, {plan['bytes']:,} bytes a key)")
         rows = [("feature", "computed", "window", "bytes", "tail step")]
-        rows += [
-            (f["name"], f["op"], f["window"], f"{f['bytes']:,}", duration(f["tail_step_ns"]) or "exact")
-            for f in plan["features"]
-        ]
+        for f in plan["features"]:
+            what = f["op"] if len(f["op"]) < 60 else f["op"][:57] + "..."
+            tail = duration(f["tail_step_ns"]) or "exact"
+            rows.append((f["name"], what, f["window"], f"{f['bytes']:,}", tail))
         w = [max(len(r[i]) for r in rows) for i in range(5)]
         for name, what, span, size, tail in rows:
             print(f"  {name:{w[0]}}  {what:{w[1]}}  {span:{w[2]}}  {size:>{w[3]}}  {tail:>{w[4]}}")
