@@ -1,0 +1,135 @@
+"""`streamai evaluate`: how good a flow is on history, without leaks."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+DESCRIPTION = """\
+Click flows: lists judged by what the key took next, beside baselines asked at the same moments.
+  prequential    fit on the first 60 % of time; then every event is judged by the list served before it
+  leave-one-out  each key's last event; counts know its third-last, its own state the second-last
+Market flows: correlation of signal and realised move by horizon, classes beside persistence and majority,
+on what comes after the first 60 % of time.
+"""
+
+
+def add(subparsers) -> None:
+    from streamai.cli.inputs import add_mapping
+
+    p = subparsers.add_parser("evaluate", help="measure a flow's quality on history", description=DESCRIPTION)
+    p.add_argument("flow", help="module of the flow, such as agents.recommend")
+    p.add_argument("--events", required=True, help="parquet, csv, ndjson or MovieLens .dat")
+    p.add_argument("--protocol", default="prequential", choices=("leave-one-out", "prequential"))
+    p.add_argument("--model", help="weights file in place of the flow's; 'none' = without")
+    p.add_argument("--items", help="catalogue in place of the flow's; 'events' = the items met in the events")
+    p.add_argument("--sample", type=int, default=20_000, help="lists judged by prequential; 0 = all (20000)")
+    p.add_argument("--fit", type=_share, default=0.6, help="share of time that is fitted on (0.6)")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--json", action="store_true", help="last line is one JSON object")
+    add_mapping(p)
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share between 0 and 1")
+    return value
+
+
+def run(args) -> int:
+    from streamai.cli.inputs import flow_of, mapping_of
+    from streamai.errors import DeclarationError, InputError
+    from streamai.events import MARKET
+    from streamai.replay.read import read_events, valid
+
+    mapping = mapping_of(args)
+    flow = flow_of(args, mapping)
+    table = read_events(args.events, flow.schema, mapping, sort=True)
+    good = table.filter(valid(flow.schema))
+    if not len(good):
+        raise InputError(f"{args.events}: none of {len(table)} rows is a good event; see `streamai replay`")
+    report = {"flow": flow.name, "events": len(table), "dead": len(table) - len(good)}
+    if flow.schema.name == MARKET.name:
+        if args.protocol != "prequential":
+            raise DeclarationError("a market flow is evaluated prequentially: leave out --protocol")
+        report |= _market(flow, good, args)
+    else:
+        report |= _clicks(flow, good, args)
+    if args.json:
+        print(json.dumps(_finite(report)))
+    return 0
+
+
+def _clicks(flow, table, args) -> dict:
+    from streamai.evaluate import protocols
+    from streamai.evaluate.recommend import evaluate
+    from streamai.replay.progress import Progress
+
+    if args.protocol == "leave-one-out":
+        task = protocols.leave_one_out(table, flow.schema)
+    else:
+        task = protocols.prequential(table, flow.schema, args.fit, args.sample, args.seed)
+    with Progress("evaluate", 3 * len(task.table)) as bar:
+        report = evaluate(flow, task, lambda name, n: bar.advance(n))
+    report = {"protocol": args.protocol, **task.facts, **report}
+    if not args.json:
+        _print_facts(report)
+        for mode, title in (("all", "all items"), ("new", "without items the key had, new targets only")):
+            _print_models(report["models"], mode, title)
+    return report
+
+
+def _market(flow, table, args) -> dict:
+    from streamai.evaluate.market import evaluate
+    from streamai.replay.progress import Progress
+
+    with Progress("evaluate", len(table)) as bar:
+        report = evaluate(flow, table, args.fit, bar.advance)
+    if not args.json:
+        _print_facts(report)
+        _print_horizons(report["horizons"])
+    return report
+
+
+def _print_facts(report: dict) -> None:
+    print("  ".join(f"{k} {v:,}" for k, v in report.items() if isinstance(v, int)))
+
+
+def _print_models(models: dict, mode: str, title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    names = ("hr@10", "hr@20", "ndcg@10", "mrr@20")
+    table = Table(title=f"{title} ({next(iter(models.values()))[mode]['targets']:,} targets)")
+    for column in ("model", *names, "coverage@10", "gini@10"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for model, figures in models.items():
+        f = figures[mode]
+        cells = [f"{f[n]:.4f} ±{f[n + '_se']:.4f}" for n in names]
+        table.add_row(model, *cells, f"{f['coverage@10']:.3f}", f"{f['gini@10']:.3f}")
+    Console(width=120).print(table)
+
+
+def _print_horizons(horizons: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="by horizon, ± standard error over blocks of time")
+    beside = ("persistence", "majority")
+    for column in ("horizon", "events", "coverage", "IC", "RankIC", "accuracy", *beside, "macro-F1", *beside):
+        table.add_column(column, justify="right")
+    for name, h in horizons.items():
+        pairs = [f"{h[k]:.4f} ±{h[k + '_se']:.4f}" for k in ("ic", "rank_ic", "accuracy")]
+        others = [f"{h[k]:.4f}" for k in ("accuracy_persistence", "accuracy_majority")]
+        f1 = f"{h['macro_f1']:.4f} ±{h['macro_f1_se']:.4f}"
+        f1_others = [f"{h[k]:.4f}" for k in ("macro_f1_persistence", "macro_f1_majority")]
+        table.add_row(name, f"{h['events']:,}", f"{h['coverage']:.3f}", *pairs, *others, f1, *f1_others)
+    Console(width=150).print(table)
+
+
+def _finite(value):
+    """NaN as null: JSON has none."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return None if isinstance(value, float) and value != value else value

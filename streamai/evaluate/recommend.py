@@ -1,0 +1,272 @@
+"""Runs a Task: baselines, the LM alone and the whole flow, judged at the same moments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from streamai.deadline import Tier
+from streamai.engine import Engine
+from streamai.errors import InputError, ModelError
+from streamai.evaluate import metrics as m
+from streamai.evaluate.baselines import Baseline, History, all_baselines
+from streamai.evaluate.protocols import Task
+from streamai.flow import Flow
+from streamai.kernels import context as c
+from streamai.replay.produce import rows_of
+from streamai.scored import LATE
+from streamai.wire.json import Decoder
+
+LIST = 20
+"""Length of the lists that are judged."""
+SHOWN = 10
+"""Of those, how many count for coverage and exposure."""
+_CHUNK = 8192
+_ALWAYS = "36500d"
+
+
+class Tally:
+    """Ranks and exposures of one model: `all` ranks every item; `new` leaves out what the key had before, and
+    judges only by targets that are new to the key."""
+
+    MODES = ("all", "new")
+
+    def __init__(self, task: Task, items: int) -> None:
+        self.at = task.target_at
+        self.rank = {mode: np.full(len(task.target), m.MISS, np.int64) for mode in self.MODES}
+        self.shown = {mode: np.zeros(items, np.int64) for mode in self.MODES}
+
+    def dense(
+        self, s: int, scores: np.ndarray, target: np.ndarray, repeat: np.ndarray, seen: np.ndarray
+    ) -> None:
+        """List s as scores of all items; its targets i8[k], which of them repeat, the items the key had."""
+        at = self.at[s]
+        for j in range(len(target)):
+            self.rank["all"][at + j] = m.rank_dense(scores, target[j])
+            if not repeat[j]:
+                self.rank["new"][at + j] = m.rank_dense(scores, target[j], seen)
+        self.shown["all"][m.top(scores, SHOWN)] += 1
+        self.shown["new"][m.top(scores, SHOWN, seen)] += 1
+
+    def listed(self, mode: str, s: int, items: np.ndarray, target: np.ndarray, repeat: np.ndarray) -> None:
+        """List s as items i4[...], best first, -1 = no more."""
+        for j in range(len(target)):
+            if mode == "all" or not repeat[j]:
+                self.rank[mode][self.at[s] + j] = m.rank_listed(items, target[j])
+        shown = items[:SHOWN]
+        self.shown[mode][shown[shown >= 0]] += 1
+
+    def report(self, repeat: np.ndarray, available: int) -> dict:
+        """repeat bool[T]: targets that the key had before, which `new` does not count."""
+        return {
+            mode: _figures(
+                self.rank[mode][~repeat] if mode == "new" else self.rank[mode], self.shown[mode], available
+            )
+            for mode in self.MODES
+        }
+
+
+def _figures(ranks: np.ndarray, shown: np.ndarray, available: int) -> dict:
+    out = {"targets": len(ranks)}
+    for name, values in (
+        ("hr@10", m.hits(ranks, 10)), ("hr@20", m.hits(ranks, 20)), ("ndcg@10", m.ndcg(ranks, 10)),
+        ("mrr@20", m.mrr(ranks, 20)),
+    ):  # fmt: skip
+        out[name], out[f"{name}_se"] = m.mean_and_error(values)
+    out["coverage@10"] = float(np.count_nonzero(shown) / max(available, 1))
+    out["gini@10"] = m.gini(shown[:available])
+    return out
+
+
+def evaluate(flow: Flow, task: Task, advance: Callable[[str, int], None] = lambda name, n: None) -> dict:
+    """Every model's figures on the task; see Tally for `all` and `new`.
+
+    advance  called with (pass, events) as events go through
+    """
+    engine = Engine(flow.but(top_k=LIST, decide=None, disorder=_ALWAYS, exclude_seen=False))
+    catalogue = engine.catalogue
+    if catalogue is None:
+        raise InputError(f"flow {flow.name!r} has no catalogue and recommends nothing; give --items")
+    _check_model(engine, task)
+    item = np.array([catalogue.index(i) if i else -1 for i in task.table[flow.schema.item]], np.int64)
+    target = np.array([catalogue.index(i) for i in task.target], np.int64)
+    repeat = _repeats(task, item, target)
+    baselines = all_baselines(catalogue, flow.counts)
+    tallies = run_baselines(baselines, task, item, target, repeat, lambda n: advance("baselines", n))
+    tallies |= run_flow(flow, engine, task, item, target, repeat, advance)
+    available = int(catalogue.available[: catalogue.n].sum())
+    return {
+        "items": available,
+        "targets": len(target),
+        "repeats": int(repeat.sum()),
+        "targets_not_in_the_catalogue": int((target < 0).sum()),
+        "models": {name: tally.report(repeat, available) for name, tally in tallies.items()},
+    }
+
+
+def run_baselines(
+    baselines: list[Baseline], task: Task, item: np.ndarray, target: np.ndarray, repeat: np.ndarray,
+    advance: Callable[[int], None],
+) -> dict[str, Tally]:  # fmt: skip
+    """Feed the events one by one; judge after those that the task asks about."""
+    n = max(len(b.scores(0, 0, History())) for b in baselines)
+    tallies = {b.name: Tally(task, n) for b in baselines}
+    history, s = History(), 0
+    times, keys, items = task.table["event_ts_ns"].to_list(), task.key.tolist(), item.tolist()
+    for row, (key, t, i, frozen) in enumerate(zip(keys, times, items, task.frozen.tolist())):
+        if not frozen:
+            for b in baselines:
+                b.learn(key, i, t, history)
+        history.add(key, i)
+        if s < len(task.ask) and row == task.ask[s]:
+            cut, seen = slice(task.target_at[s], task.target_at[s + 1]), history.seen(key)
+            for b in baselines:
+                tallies[b.name].dense(s, b.scores(key, t, history), target[cut], repeat[cut], seen)
+            s += 1
+        if row % _CHUNK == _CHUNK - 1:
+            advance(_CHUNK)
+    advance(len(keys) % _CHUNK)
+    return tallies
+
+
+def run_flow(
+    flow: Flow, engine: Engine, task: Task, item: np.ndarray, target: np.ndarray, repeat: np.ndarray,
+    advance: Callable[[str, int], None],
+) -> dict[str, Tally]:  # fmt: skip
+    """The flow's own lists, once over all items and once without what the key had; and its LM alone."""
+    system, lm = Tally(task, len(engine.catalogue.available)), None
+    for mode in Tally.MODES:
+        lists, hidden, seen = _serve(engine, task, item, mode == "new", lambda n, mode=mode: advance(mode, n))
+        for s, items in enumerate(lists):
+            cut = slice(task.target_at[s], task.target_at[s + 1])
+            system.listed(mode, s, items, target[cut], repeat[cut])
+        if mode == "all" and hidden.shape[1]:
+            lm = _lm_alone(engine, task, hidden, seen, target, repeat)
+        if mode == "all":
+            engine = Engine(flow.but(top_k=LIST, decide=None, disorder=_ALWAYS, exclude_seen=False))
+    name = "counts as served" if lm is None else "LM + counts" + (" + head" if _has_head(engine) else "")
+    return ({"LM alone": lm} if lm else {}) | {name: system}
+
+
+def _serve(
+    engine: Engine, task: Task, item: np.ndarray, hide_seen: bool, advance: Callable[[int], None]
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Lists i4[S, LIST], LM outputs f4[S, d] and the key's items of every moment that the task asks about."""
+    asked = np.zeros(len(task.table), bool)
+    asked[task.ask] = True
+    tiers = np.where(asked, Tier.FULL, Tier.SILENT).astype(np.uint8)
+    d = engine.arrays["hidden"].shape[1]
+    lists, hidden = np.full((len(task.ask), LIST), -1, np.int32), np.zeros((len(task.ask), d), np.float32)
+    history, seen, s = History(), [], 0
+    exclude = engine.arrays["exclude"]
+    decoder = Decoder(engine.flow.schema, engine.catalogue)
+    for base in range(0, len(task.table), _CHUNK):
+        part = rows_of(task.table[base : base + _CHUNK], engine.flow.schema)
+        offsets = np.arange(base, base + len(part))
+        events = decoder.decode(part.values, offsets, np.zeros(len(part), np.int64), engine.flow.source, 0)
+        if events.dead:
+            raise InputError(f"row {events.dead[0].offset}: {events.dead[0].cause}")
+        for at, stop in _cuts(
+            asked[base : base + len(part)], task.frozen[base : base + len(part)], hide_seen
+        ):
+            for row in range(base + at, base + stop):
+                history.add(int(task.key[row]), int(item[row]))
+            own = None
+            if hide_seen and asked[base + at]:
+                own = history.seen(int(task.key[base + at]))
+                exclude[own] = 1
+            engine.clock[c.LEARN] = 0 if task.frozen[base + at] else 1
+            while at < stop:
+                scored = engine.step(events[at:stop], tiers[base + at : base + stop])
+                if (scored.status == LATE).any():
+                    raise InputError(
+                        f"rows near {base + at} go back in time; evaluate sorts its events: report this"
+                    )
+                for j in np.flatnonzero(scored.tier == Tier.FULL).tolist():
+                    lists[s], hidden[s] = scored.items[j], scored.hidden[j]
+                    seen.append(history.seen(int(task.key[base + at + j])))
+                    s += 1
+                at += len(scored)
+                if at < stop and len(scored) < engine.batch_max:
+                    engine.checkpoint()
+            if own is not None:
+                exclude[own] = 0
+        advance(len(part))
+    return lists, hidden, seen
+
+
+def _cuts(asked: np.ndarray, frozen: np.ndarray, alone: bool) -> list[tuple[int, int]]:
+    """Runs [at, stop) of one value of `frozen` that end after every event asked about; with `alone` such an
+    event is a run of its own, as it hides items of its own."""
+    n = len(asked)
+    edges = {0, n, *(np.flatnonzero(np.diff(frozen)) + 1).tolist()}
+    rows = np.flatnonzero(asked)
+    edges.update((rows + 1).tolist())
+    if alone:
+        edges.update(rows.tolist())
+    edges = sorted(edges)
+    return list(zip(edges[:-1], edges[1:]))
+
+
+def _lm_alone(
+    engine: Engine,
+    task: Task,
+    hidden: np.ndarray,
+    seen: list[np.ndarray],
+    target: np.ndarray,
+    repeat: np.ndarray,
+) -> Tally:
+    """The LM's logits over every item that it knows."""
+    tables = engine.table_arrays
+    tally = Tally(task, len(tables["known"]))
+    never = (tables["known"] == 0) | (tables["available"] == 0)
+    for base in range(0, len(hidden), 256):
+        logits = hidden[base : base + 256] @ tables["item"].T + tables["bias"]
+        logits[:, never] = -np.inf
+        # ranks do not change; a list shows what scores above 0
+        logits -= logits[:, ~never].min(1, keepdims=True) - 1
+        for s in range(base, min(base + 256, len(hidden))):
+            cut = slice(task.target_at[s], task.target_at[s + 1])
+            tally.dense(s, logits[s - base], target[cut], repeat[cut], seen[s])
+    return tally
+
+
+def _repeats(task: Task, item: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """bool[T]: which targets the key had before its list was served."""
+    history, repeat, s = History(), np.zeros(len(target), bool), 0
+    asks = task.ask.tolist()
+    for row, (key, i) in enumerate(zip(task.key.tolist(), item.tolist())):
+        history.add(key, i)
+        if s < len(asks) and row == asks[s]:
+            had = set(history.items[key])
+            for j in range(task.target_at[s], task.target_at[s + 1]):
+                repeat[j] = target[j] >= 0 and int(target[j]) in had
+            s += 1
+    return repeat
+
+
+def _has_head(engine: Engine) -> bool:
+    return len(engine.table_arrays["head_w"]) > 0
+
+
+def _check_model(engine: Engine, task: Task) -> None:
+    """Refuse a model that has learnt from the targets."""
+    if engine.model is None:
+        return
+    trained = engine.model.header.get("metrics", {})
+    protocol, until = trained.get("protocol"), trained.get("fitted_until_ns")
+    if "cut_ns" not in task.facts:
+        if protocol == "leave-one-out":
+            return
+        wanted = "leave-one-out"
+    else:
+        # leave-one-out has learnt from times after the cut
+        if protocol != "leave-one-out" and until is not None and until <= task.facts["cut_ns"]:
+            return
+        wanted = "prequential"
+    raise ModelError(
+        f"{engine.model.path} was trained with --protocol {protocol}, until {until}: it may have learnt from "
+        f"what it would be judged by. Train one with `streamai train ... --protocol {wanted}` on the same "
+        "events and name it with --model, or give --model none"
+    )
