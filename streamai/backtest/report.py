@@ -47,11 +47,17 @@ def build(result: Result, names: list[str], decay: list[tuple[float, Result]], *
     """The report of one backtest: `about` (settings, counts, digests) first, then what was found.
 
     decay   (added latency in ms, result under it), the first with 0
+
+    In the total, `in_position` is the mean share of the instruments (weighted by their time), `mean_exposure`
+    the sum of theirs.
     """
+    instruments = {name: account_row(a) for name, a in zip(names, result.accounts)}
+    exposures = [a["mean_exposure"] for a in instruments.values() if a["mean_exposure"] is not None]
+    total = account_row(result.total) | {"mean_exposure": sum(exposures) if exposures else None}
     return {
         **about,
-        "total": account_row(result.total) | {"max_drawdown": result.max_drawdown},
-        "instruments": {name: account_row(a) for name, a in zip(names, result.accounts)},
+        "total": total | {"max_drawdown": result.max_drawdown},
+        "instruments": instruments,
         "latency_decay": [
             {
                 "added_ms": added_ms,

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import pathlib
+import platform
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from streamai.backtest import report
 from streamai.backtest.fills import Result, simulate
-from streamai.backtest.latency import DEFAULT, Histogram
+from streamai.backtest.latency import DEFAULT, Histogram, measure
+from streamai.deadline import Tier
 from streamai.errors import DeclarationError, InputError
 from streamai.events import Events, Schema
+from streamai.flow import Flow
+from streamai.replay.mapping import Mapping
+from streamai.replay.progress import Progress
+from streamai.replay.read import count_rows
+from streamai.replay.run import Partition, Replay, records_of
 from streamai.scored import LATE, Scored
 
 DECAY_MS = (0.0, 1.0, 10.0, 100.0, 1000.0)
@@ -33,22 +41,20 @@ class Tape:
     _index: dict[tuple[int, int], int] = field(default_factory=dict)
     _parts: list[tuple] = field(default_factory=list)
 
-    def add(self, events: Events, scored: Scored) -> None:
-        """Append a batch: `scored` may hold fewer rows than `events` (the first ones)."""
-        n = len(scored)
-        rows, columns = events.rows[:n], events.columns[:n]
+    def add(self, scored: Scored) -> None:
+        """Append the events of one step, copied."""
+        events = scored.events
         late = scored.status == LATE
         self.late += int(late.sum())
-        self.dead += len(events.dead)
-        instrument = self._instruments(events, n)
+        instrument = self._instruments(events)
         keep = ~late & (instrument >= 0)
-        bid, ask = (columns[keep, self.schema.column(c)] for c in ("bid", "ask"))
-        ts_ns, target = rows["event_ts_ns"][keep], scored.target[keep]
+        bid, ask = (events.columns[keep, self.schema.column(c)] for c in ("bid", "ask"))
+        ts_ns, target = events.rows["event_ts_ns"][keep], scored.target[keep]
         self._parts.append((instrument[keep], ts_ns, bid, ask, target))
 
-    def _instruments(self, events: Events, n: int) -> np.ndarray:
+    def _instruments(self, events: Events) -> np.ndarray:
         """i4[n]: index of each event's instrument, -1 = not asked for."""
-        hashes = events.rows[:n][["hash0", "hash1"]]
+        hashes = events.rows[["hash0", "hash1"]]
         distinct, first, which = np.unique(hashes, return_index=True, return_inverse=True)
         index = np.empty(len(distinct), np.int32)
         for d in np.argsort(first, kind="stable"):  # indices follow the first appearance, whatever the batch
@@ -93,27 +99,104 @@ class Terms:
         return self.compute or Histogram.load(DEFAULT)
 
 
-def backtest(flow, batches: Iterable[tuple[Events, Scored]], terms: Terms, **about) -> dict:
-    """The report of `report.build` for scored batches in arrival order.
+def backtest(
+    flow: Flow,
+    source: str | pathlib.Path,
+    terms: Terms,
+    mapping: Mapping | Iterable[str] | None = None,
+    sort: bool = False,
+    batch: int = 256,
+) -> dict:
+    """Run a flow over a file of events or a recorded topic, everything at tier FULL, and trade its targets.
 
-    about   digests and other words of the caller, kept at the head of the report
+    batch   most events of one step; the report does not depend on it
+    Returns the report of `report.build`. DeclarationError where the flow decides nothing, InputError where
+    there is nothing to trade.
     """
+    check(flow)
+    tape = Tape(flow.schema, terms.instrument)
+    run = Replay(flow, Tier.FULL, batch)
+    try:
+        with Progress(f"backtest {flow.name}", count_rows(source)) as bar:
+            for records in records_of(source, flow, mapping, 1, sort):
+                for step in run.feed(records):
+                    if step.scored is None:
+                        tape.dead += len(step.events.dead)
+                    else:
+                        tape.add(step.scored)
+                bar.advance(len(records))
+        engines = [p.engine for p in run.partitions.values()]
+        about = {"plan": engines[0].plan_digest, "model": engines[0].model_digest} if engines else {}
+    finally:
+        run.close()
+    return trade(tape, terms, flow=flow.name, **about)
+
+
+def check(flow: Flow) -> None:
+    """Refuse a flow that has no targets, or whose events carry no prices."""
     if flow.decide is None:
         raise DeclarationError(
             f"flow {flow.name!r} has no decide=, so it wants no positions; a backtest needs targets (see "
             "agents/trade.py)"
         )
-    tape = Tape(flow.schema, terms.instrument)
-    for events, scored in batches:
-        tape.add(events, scored)
-    if not tape.names:
-        asked = f" of instrument {terms.instrument!r}" if terms.instrument else ""
-        raise InputError(f"no event{asked} was scored ({tape.late} late, {tape.dead} dead); nothing to test")
-    return trade(tape, terms, flow=flow.name, **about)
+    names = {c.name for c in flow.schema.columns}
+    if not {"bid", "ask"} <= names:
+        raise DeclarationError(
+            f"flow {flow.name!r} reads {flow.schema.name!r}, whose events carry no bid and ask to trade at"
+        )
+
+
+def measure_flow(
+    flow: Flow,
+    source: str | pathlib.Path,
+    mapping: Mapping | Iterable[str] | None = None,
+    n: int = 20_000,
+    warm: int = 1_000,
+) -> Histogram:
+    """Time the flow's engine on the first events of a file, one event a step, all at tier FULL.
+
+    Measured is engine.step whole: state, model, decide; not the decoding of the record, not the network.
+    With fewer than n + warm events all are taken, a tenth of them to warm up.
+    """
+    partition = Partition(flow, 0, 1, None)
+    try:
+        chunks, have = [], 0
+        for records in records_of(source, flow, mapping):
+            chunks.append(partition.decode(records))
+            have += len(chunks[-1])
+            if have >= n + warm:
+                break
+        if have < 10:
+            raise InputError(f"{source}: {have} good events are too few to measure anything")
+        warm = min(warm, have // 10)
+        n = min(n, have - warm)
+        engine, singles = partition.engine, _one_by_one(chunks)
+
+        def step(_: int) -> None:
+            event = next(singles)
+            while not len(engine.step(event, Tier.FULL)):
+                engine.checkpoint()
+
+        source_ = f"{flow.name}, model {engine.model_digest}, {n} single steps, {platform.machine()}"
+        return measure(step, n, warm, source_)
+    finally:
+        partition.close()
+
+
+def _one_by_one(chunks: list[Events]) -> Iterator[Events]:
+    for events in chunks:
+        for i in range(len(events)):
+            yield events[i : i + 1]
 
 
 def trade(tape: Tape, terms: Terms, **about) -> dict:
-    """Simulate a tape under the terms, once for each latency of DECAY_MS; the report."""
+    """Simulate a tape under the terms, once for each latency of DECAY_MS; the report.
+
+    about   words of the caller (flow, digests), put at the head of it
+    """
+    if not tape.names:
+        asked = f" of instrument {tape.only!r}" if tape.only else ""
+        raise InputError(f"no event{asked} was scored ({tape.late} late, {tape.dead} dead); nothing to test")
     histogram = terms.histogram()
     columns = tape.columns()
     target = columns[4]

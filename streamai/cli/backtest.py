@@ -8,6 +8,8 @@ import math
 
 
 def add(subparsers) -> None:
+    from streamai.cli.inputs import add_mapping
+
     p = subparsers.add_parser(
         "backtest",
         help="trade a flow's targets on history",
@@ -17,8 +19,7 @@ def add(subparsers) -> None:
     )
     p.add_argument("flow", help="module with `flow = Flow(...)` that has decide=, such as agents.trade")
     p.add_argument("--events", required=True, help="parquet, CSV or NDJSON, or a recorded topic")
-    p.add_argument("--map", action="append", default=[], metavar="FIELD=COLUMN", help="where a field is")
-    p.add_argument("--model", help="weights file, instead of the flow's")
+    p.add_argument("--model", help="weights file in place of the flow's")
     p.add_argument(
         "--latency-ms", type=_not_negative, default=1.0, help="from a score to the book, compute apart (1)"
     )
@@ -28,28 +29,27 @@ def add(subparsers) -> None:
     p.add_argument("--instrument", help="test this one only")
     p.add_argument("--compute-histogram", metavar="FILE", help="compute times; default: the shipped ones")
     p.add_argument("--measure", metavar="FILE", help="measure compute times first, into FILE; use them")
-    p.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    p.add_argument("--json", action="store_true", help="last line is one JSON object")
+    p.set_defaults(items=None)
+    add_mapping(p)
 
 
 def run(args) -> int:
     from streamai.backtest import report
     from streamai.backtest.latency import Histogram
-    from streamai.backtest.run import Terms, backtest_file, measure_flow
-    from streamai.flow import load
+    from streamai.backtest.run import Terms, backtest, check, measure_flow
+    from streamai.cli.inputs import flow_of, mapping_of
 
-    flow = load(args.flow)
-    if args.model:
-        flow = flow.but(model=args.model)
+    mapping = mapping_of(args)
+    flow = flow_of(args, mapping)
+    check(flow)
     compute = Histogram.load(args.compute_histogram) if args.compute_histogram else None
     if args.measure:
-        compute = measure_flow(flow, args.events, args.map)
+        compute = measure_flow(flow, args.events, mapping)
         compute.save(args.measure)
     terms = Terms(args.latency_ms, args.fee_bp, args.size, args.seed, compute, args.instrument)
-    result = backtest_file(flow, args.events, terms, args.map, progress=not args.json)
-    if not args.json:
-        print("\n".join(report.lines(result)))
-    else:
-        print(json.dumps(result))
+    result = backtest(flow, args.events, terms, mapping, args.sort)
+    print(json.dumps(result) if args.json else "\n".join(report.lines(result)))
     return 0
 
 
