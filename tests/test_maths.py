@@ -31,7 +31,9 @@ WIDE = np.concatenate([RNG.uniform(-87, 88, 40_000), RNG.normal(0, 1, 40_000), R
 POSITIVE = np.concatenate([np.exp(RNG.uniform(-87, 88, 40_000)), RNG.uniform(0.4, 2.5, 40_000)])
 
 
-NAMES = "exp_f4 log_f4 log1p_f4 sigmoid_f4 silu_f4 softplus_f4 exp_f8 exp2_f8 log_f8".split()
+NAMES = (
+    "exp_f4", "log_f4", "log1p_f4", "sigmoid_f4", "silu_f4", "softplus_f4", "exp_f8", "exp2_f8", "log_f8",
+)  # fmt: skip
 
 
 def _sigmoid(x):
@@ -93,7 +95,6 @@ def test_limits():
     assert maths.softplus_f4(np.float32(500)) == 500 and maths.softplus_f4(np.float32(-500)) == 0
     assert maths.log1p_f4(np.float32(1e-30)) == np.float32(1e-30)
     assert maths.log1p_f4(np.float32(np.inf)) == np.inf
-    assert abs(maths.pow_f8(7.3, 0.2) / 7.3**0.2 - 1) < 1e-15 and maths.pow_f8(0.0, 0.2) == 0
 
 
 @pytest.mark.parametrize("name", NAMES)

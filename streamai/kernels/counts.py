@@ -206,10 +206,10 @@ def accumulate(ids, w, pop, norm, clock, tau, hist, n, event_ts_ns, acc, touched
             j = ids[i, s] - 1
             if j < 0:
                 break
-            old = acc[j]
-            acc[j] = old + scale * w[i, s]
+            old, more = acc[j], scale * w[i, s]
+            acc[j] = old + more
             touched[m] = j
-            m += old == _ZERO
+            m += (old == _ZERO) & (more > _ZERO)  # a link faded to nothing must not be met twice
     for p in range(m):
         j = touched[p]
         acc[j] *= norm[j]

@@ -26,7 +26,6 @@ from .maths import exp_f4, fma_f4, sigmoid_f4, silu_f4
 UNKNOWN = 64
 """Number of hashed tokens for items that the model does not know."""
 GAPS = 64
-KINDS = 8
 _f4 = np.float32
 _ZERO, _ONE = _f4(0), _f4(1)
 _load, _store, _splat, _fma, _add = simd.load, simd.store, simd.splat, simd.fma, simd.add
@@ -49,13 +48,6 @@ def gap_bucket(dt_ns):
     # the odd bucket begins at sqrt(2) 2^k ms; the product with a power of two is exact
     odd = y > np.int64(1414213.562373095 * np.float64(np.int64(1) << np.int64(k)))
     return min(GAPS - 1, 1 + 2 * k + (1 if odd else 0))
-
-
-@njit(**jit)
-def gap_buckets(dt_ns, out):
-    """`gap_bucket` of every dt_ns i8[n] into out u1[n]."""
-    for i in range(dt_ns.size):
-        out[i] = gap_bucket(dt_ns[i])
 
 
 @njit(**jit)

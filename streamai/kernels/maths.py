@@ -209,9 +209,3 @@ def log_f8(x):
     y = x if x == np.inf else y
     y = -np.inf if x == 0.0 else y
     return y if x >= 0.0 else np.nan
-
-
-@njit(**jit)
-def pow_f8(x, a):
-    """x ** a for x >= 0 by exp(a log x): relative error 1e-15 * (1 + |a log x|). 0 ** a is 0 for a > 0."""
-    return exp_f8(a * log_f8(x))

@@ -166,15 +166,6 @@ def scan(panels, scale, bias, available, exclude, n, words, step, k, values, ids
 
 
 @njit(**jit)
-def dot(x, y, d):
-    """Sum of x[j] y[j], j < d (a multiple of 16): sixteen sums, then by halves."""
-    s = _splat(_ZERO)
-    for j in range(0, d, 16):
-        s = _fma(_load(x, j), _load(y, j), s)
-    return simd.total(s)
-
-
-@njit(**jit)
 def rescore(item, bias, q, ids, n, out):
     """out[c] = q . item[ids[c]] + bias[ids[c]] in float32, fixed order; item f4[V, d], ids i4, out f4."""
     d = q.size
