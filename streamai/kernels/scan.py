@@ -347,20 +347,21 @@ def set_row(buf, key_at, key_len, item_at, item_len, kind, ts, table, hash0, has
 
 @njit(**jit)
 def scan(
-    buf, at, names, spec, shape, needs, binary, table, hash0, hash1,
+    buf, sizes, names, spec, shape, needs, binary, table, hash0, hash1,
     offsets, kafka_ts_ns, rows, columns, status,
 ):
-    """Records buf[at[i] : at[i + 1] - 1] (each followed by a newline) -> rows[i], columns[i], status[i].
+    """Records of sizes[i] bytes, each followed by a newline -> rows[i], columns[i], status[i].
 
-    rows EVENT[n], columns f8[n, C], status u1[n]; table, hash0, hash1 find catalogue items. Offset and
-    Kafka time are set in every row. Returns how many records have status FALLBACK.
+    sizes i8[n], rows EVENT[n], columns f8[n, C], status u1[n]; table, hash0, hash1 find catalogue items.
+    Offset and Kafka time are set in every row. Returns how many records have status FALLBACK.
     """
     got = np.zeros(8, np.int64)
     order = np.zeros(32, np.int32)
     back = 0
+    end = -1
     for i in range(status.shape[0]):
-        p = at[i]
-        end = at[i + 1] - 1
+        p = end + 1
+        end = p + sizes[i]
         got[:] = 0
         got[KIND_CODE] = shape[2]
         for j in range(columns.shape[1]):

@@ -100,15 +100,14 @@ class Decoder:
         present = [v or b"" for v in values] if None in values else values
         joined = bytearray(b"\n").join(present)
         joined += PADDING
-        at = np.zeros(n + 1, np.int64)
-        np.cumsum(np.fromiter(map(len, present), np.int64, n) + 1, out=at[1:])
+        sizes = np.fromiter(map(len, present), np.int64, n)
         buf = np.frombuffer(joined, np.uint8)
         rows = np.empty(n, EVENT)
         columns = np.empty((n, len(self.schema.columns)), np.float64)
         status = np.empty(n, np.uint8)
         items = self.catalogue
         back = kernel.scan(
-            buf, at, self.names, self.spec, self.shape, self.needs, self.binary, items.table, items.hash0,
+            buf, sizes, self.names, self.spec, self.shape, self.needs, self.binary, items.table, items.hash0,
             items.hash1, offsets, kafka_ts_ns, rows, columns, status,
         )  # fmt: skip
         events = Events(topic, partition, rows, columns, buf, receive_ts_ns)
