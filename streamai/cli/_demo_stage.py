@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import math
 import os
 import pathlib
 import shutil
@@ -20,6 +19,7 @@ from streamai.errors import DeclarationError, StreamaiError
 
 BROKEN = (b"{", b"\xff\xfe", b'{"kind":"view"}', b"[]", b"")
 """Events that no schema accepts; the demo puts them in on purpose."""
+BROKEN_EVERY = 1000
 
 
 class Worker:
@@ -27,7 +27,7 @@ class Worker:
 
     def __init__(self, flow: str, folder: pathlib.Path, bootstrap: str) -> None:
         self.flow, self.log = flow, folder / f"{flow}.log"
-        self.port = free_port()
+        self.port, self.asked = free_port(), False
         environment = {k: v for k, v in os.environ.items() if k not in settings.variables()} | {
             "STREAMAI_BOOTSTRAP": bootstrap,
             "STREAMAI_STATE__FOLDER": str(folder / "state"),
@@ -59,10 +59,15 @@ class Worker:
         except (OSError, ValueError):
             return False
 
-    def stop(self, timeout_s: float = 15.0) -> int:
-        """Ask it to end; the exit code. Killed when it does not listen."""
-        if self.process.poll() is None:
+    def ask_to_end(self) -> None:
+        """SIGTERM, once: a second one would kill it in the middle of ending in order."""
+        if not self.asked and self.process.poll() is None:
+            self.asked = True
             self.process.terminate()
+
+    def stop(self, timeout_s: float = 15.0) -> int:
+        """Ask it to end and wait; the exit code. Killed when it does not listen."""
+        self.ask_to_end()
         try:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -108,8 +113,7 @@ class Stage:
     def stop_workers(self) -> list[int]:
         """End the workers in order; their exit codes."""
         for worker in self.workers:
-            if worker.process.poll() is None:
-                worker.process.terminate()
+            worker.ask_to_end()
         return [worker.stop() for worker in self.workers]
 
     def __exit__(self, *exc) -> None:
@@ -142,6 +146,8 @@ def made_events(n: int, schema) -> tuple[list[bytes], list[bytes]]:
 
     The newest has the time of now: an event that claims to come from the future would be a dead letter.
     """
+    from streamai.wire.encode import encode_events
+
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -152,13 +158,9 @@ def made_events(n: int, schema) -> tuple[list[bytes], list[bytes]]:
     make = generate.stream_clicks if schema.name == "clicks" else generate.stream_market
     columns = make(n, generate.SEED + 1)
     columns["event_ts_ns"] = columns["event_ts_ns"] + (time.time_ns() - int(columns["event_ts_ns"].max()))
-    names, rows = list(columns), zip(*(c.tolist() for c in columns.values()))
-    values, keys = [], []
-    for i, row in enumerate(rows):
-        event = {k: v for k, v in zip(names, row) if not (isinstance(v, float) and math.isnan(v))}
-        values.append(json.dumps(event, separators=(",", ":")).encode())
-        keys.append(event[schema.key].encode())
-        if i % 1000 == 500:
-            values.append(BROKEN[(i // 1000) % len(BROKEN)])
-            keys.append(keys[-1])
+    values = encode_events(schema, columns)
+    keys = [k.encode() for k in columns[schema.key].tolist()]
+    for k, at in enumerate(range(BROKEN_EVERY // 2, n, BROKEN_EVERY)):
+        values.insert(at + k, BROKEN[k % len(BROKEN)])
+        keys.insert(at + k, keys[at + k])
     return values, keys
