@@ -13,12 +13,12 @@ def f4(*values):
 def test_ties_count_against_the_model():
     assert m.rank_dense(f4(3, 2, 2, 1), 1) == 3
     assert m.rank_dense(f4(3, 2, 2, 1), 0) == 1
-    assert m.rank_dense(np.zeros(5, np.float32), 2) == 5
+    assert m.rank_dense(f4(2, 2, 2), 2) == 3
 
 
 def test_a_target_outside_the_catalogue_or_without_a_score_is_a_miss():
     assert m.rank_dense(f4(1, 2), -1) == m.MISS
-    assert m.rank_dense(f4(np.nan, 2), 0) == m.MISS
+    assert m.rank_dense(f4(np.nan, 2), 0) == m.rank_dense(f4(0, 2), 0) == m.MISS
     assert m.rank_listed(np.array([4, 5]), -1) == m.MISS
 
 

@@ -80,7 +80,7 @@ def persistence(label: np.ndarray, known: np.ndarray) -> np.ndarray:
 def evaluate(
     flow: Flow, table: pl.DataFrame, share: float = 0.6, advance: Callable[[int], None] = lambda n: None
 ) -> dict:
-    """Figures by horizon of a market flow on good events in order of time, those after `share` of time judged.
+    """Figures by horizon of a market flow on good events in order of time, judged after `share` of it.
 
     Standard errors are over BLOCKS blocks of time, as neighbouring events are not independent.
     """
@@ -143,7 +143,7 @@ def _figures(
 def _serve(
     flow: Flow, table: pl.DataFrame, cut_ns: int, advance: Callable[[int], None]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores f4[N, 3H] of every row, and which rows have them bool[N]: only those from cut_ns on are scored."""
+    """Scores f4[N, 3H], and which rows have them bool[N]: only those from cut_ns on are scored."""
     engine = Engine(flow.but(decide=None))
     if engine.model is None:
         raise InputError(f"flow {flow.name!r} has no model and gives no signal; name one with --model")

@@ -14,10 +14,10 @@ MISS = np.iinfo(np.int32).max
 def rank_dense(scores: np.ndarray, target: int, seen: np.ndarray | None = None) -> int:
     """Rank of `target` among all items: 1 + how many others score at least as much.
 
-    scores f4[N]; target -1 (not in the catalogue) or a score that is not finite is a MISS.
+    scores f4[N], 0 or less = nothing known, which no list shows: a MISS, as is target -1 (not in the catalogue).
     seen   i4[m]: distinct items that are left out of the ranking (the target must not be one of them)
     """
-    if target < 0 or not np.isfinite(scores[target]):
+    if target < 0 or not scores[target] > 0:
         return MISS
     least = scores[target]
     rank = int(np.count_nonzero(scores >= least))

@@ -13,7 +13,6 @@ from streamai.evaluate import metrics as m
 from streamai.evaluate.baselines import Baseline, History, all_baselines
 from streamai.evaluate.protocols import Task
 from streamai.flow import Flow
-from streamai.kernels import context as c
 from streamai.replay.produce import rows_of
 from streamai.scored import LATE
 from streamai.wire.json import Decoder
@@ -159,7 +158,7 @@ def _serve(
     d = engine.arrays["hidden"].shape[1]
     lists, hidden = np.full((len(task.ask), LIST), -1, np.int32), np.zeros((len(task.ask), d), np.float32)
     history, seen, s = History(), [], 0
-    exclude = engine.arrays["exclude"]
+    exclude = engine.exclude
     decoder = Decoder(engine.flow.schema, engine.catalogue)
     for base in range(0, len(task.table), _CHUNK):
         part = rows_of(task.table[base : base + _CHUNK], engine.flow.schema)
@@ -176,7 +175,7 @@ def _serve(
             if hide_seen and asked[base + at]:
                 own = history.seen(int(task.key[base + at]))
                 exclude[own] = 1
-            engine.clock[c.LEARN] = 0 if task.frozen[base + at] else 1
+            engine.learn_counts(not task.frozen[base + at])
             while at < stop:
                 scored = engine.step(events[at:stop], tiers[base + at : base + stop])
                 if (scored.status == LATE).any():

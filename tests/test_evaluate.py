@@ -1,0 +1,229 @@
+"""Protocols without leaks, baselines by hand, labels of moves."""
+
+import json
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+
+from streamai import cli
+from streamai.catalogue import Catalogue
+from streamai.evaluate import market, protocols
+from streamai.evaluate import metrics as m
+from streamai.evaluate.baselines import (
+    Counts,
+    DecayedPopularity,
+    History,
+    Markov1,
+    OwnFrequencies,
+    Popularity,
+)
+from streamai.evaluate.recommend import LIST, Tally, evaluate
+from streamai.events import CLICKS
+from streamai.flow import Counts as CountsSettings
+from streamai.flow import Flow
+from streamai.replay.read import conform
+
+S = 10**9
+DAY = 86_400 * S
+
+
+def table(*rows):
+    """Good events from (user, item, second)."""
+    users, items, seconds = zip(*rows)
+    frame = pl.DataFrame({"user_id": users, "item_id": items, "event_ts_s": [1_000_000 + s for s in seconds]})
+    return conform(frame, CLICKS).sort("event_ts_ns", maintain_order=True)
+
+
+def asked(task):
+    """{(user, second of the event after which the list is asked): items it is judged by}"""
+    out = {}
+    for s, row in enumerate(task.ask.tolist()):
+        user, t = task.table["user_id"][row], task.table["event_ts_ns"][row] // S - 1_000_000
+        out[user, t] = task.target[task.target_at[s] : task.target_at[s + 1]]
+    return out
+
+
+def test_leave_one_out_feeds_no_target_and_freezes_the_last_step():
+    rows = [
+        ("a", "1", 0),
+        ("b", "1", 1),
+        ("a", "2", 2),
+        ("a", "3", 3),
+        ("b", "2", 4),
+        ("c", "9", 5),
+        ("a", "4", 6),
+    ]
+    task = protocols.leave_one_out(table(*rows), CLICKS)
+    assert asked(task) == {("a", 3): ["4"], ("b", 1): ["2"]}
+    fed = list(zip(task.table["user_id"], task.table["item_id"], task.frozen.tolist()))
+    assert fed == [("a", "1", False), ("a", "2", False), ("b", "1", True), ("a", "3", True)]
+    assert task.facts["keys"] == 2  # c has one event
+
+
+def test_prequential_judges_the_list_served_before():
+    rows = [("a", "1", 0), ("a", "2", 50), ("b", "1", 60), ("a", "3", 70), ("b", "2", 100)]
+    task = protocols.prequential(table(*rows), CLICKS, share=0.6)
+    assert asked(task) == {("a", 50): ["3"], ("b", 60): ["2"]}
+    assert task.facts["first_baskets_without_a_list"] == 1 and task.facts["fit_events"] == 2
+    assert len(task.table) == 5 and not task.frozen.any()
+
+
+def test_a_basket_is_judged_by_the_list_before_all_of_it():
+    rows = [("a", "1", 0), ("a", "2", 70), ("b", "7", 70), ("a", "3", 70), ("a", "4", 100)]
+    task = protocols.prequential(table(*rows), CLICKS, share=0.5)
+    assert asked(task) == {("a", 0): ["2", "3"], ("a", 70): ["4"]}
+    # the list judged by item 4 is the one after the whole basket
+    assert task.table["item_id"][int(task.ask[1])] == "3"
+
+
+def test_sampling_keeps_the_feed_whole():
+    rows = [("a", str(k), k) for k in range(100)]
+    task = protocols.prequential(table(*rows), CLICKS, sample=10)
+    assert len(task.ask) == 10 and len(task.table) == 100 and (np.diff(task.ask) > 0).all()
+
+
+def test_popularity_and_its_decay():
+    h = History()
+    for b in (plain := Popularity(3), decayed := DecayedPopularity(3, tau_days=1)):
+        for item, t in ((0, 0), (0, 0), (1, 3 * DAY), (-1, 3 * DAY)):
+            b.learn(0, item, t, h)
+    assert plain.scores(0, 0, h).tolist() == [2, 1, 0]
+    old, new, never = decayed.scores(0, 0, h)
+    assert never == 0 and old / new == pytest.approx(2 * math.exp(-3))
+    decayed.learn(0, 2, 10_000 * DAY, h)  # far beyond what exp holds
+    assert np.isfinite(decayed.scores(0, 0, h)).all() and decayed.scores(0, 0, h)[2] == 1
+
+
+def test_own_frequencies_and_markov():
+    h, own, markov = History(), OwnFrequencies(4), Markov1(4)
+    for key, item in ((0, 1), (0, 2), (0, 1), (0, 2), (1, 1), (1, 3), (2, 1)):
+        for b in (own, markov):
+            b.learn(key, item, 0, h)
+        h.add(key, item)
+    assert own.scores(0, 0, h).tolist() == [0, 2, 2, 0]
+    assert markov.scores(2, 0, h).tolist() == [0, 0, 2, 1]
+    assert own.scores(1, 0, h).tolist() == [0, 1, 0, 1]
+    assert markov.scores(9, 0, h).tolist() == [0, 0, 0, 0]
+
+
+def test_counts_are_the_formula():
+    settings = CountsSettings(neighbours=16, tau_days=1e9)
+    h, counts = History(), Counts(settings, Catalogue.of_ids(["x", "y", "z"]))
+    for item in (0, 1, 0, 2):
+        counts.learn(0, item, S, h)
+        h.add(0, item)
+    scores = counts.scores(0, S, h)
+    # last items, newest first: 2, 0, 1, 0; links 0->1: 1, 0->0: 1/2, 1->0: 1, 0->2: 1 + 1/3, 1->2: 1/2
+    pop = [2, 1, 1]
+    links = {(0, 1): 1, (0, 0): 1 / 2, (1, 0): 1, (0, 2): 1 + 1 / 3, (1, 2): 1 / 2}
+    for j in range(3):
+        want = sum(links.get((i, j), 0) / (age + 1) / (pop[i] + 20) for age, i in enumerate([2, 0, 1, 0]))
+        assert scores[j] == pytest.approx(want / (pop[j] + 20) ** 0.2, rel=1e-5)
+
+
+def flow_of(items):
+    return Flow("test", source="clicks", schema=CLICKS, catalogue=Catalogue.of_ids(items))
+
+
+def test_the_flow_is_judged_beside_its_baselines():
+    # everyone walks 0 -> 1 -> 2 ...: one step of memory knows it all, and so do counts
+    rows = [(f"u{u}", str((u + k) % 12), 100 * k + u) for u in range(24) for k in range(8)]
+    report = evaluate(flow_of([str(k) for k in range(12)]), protocols.leave_one_out(table(*rows), CLICKS))
+    models = report["models"]
+    assert set(models) == {
+        "popularity",
+        "popularity 7d",
+        "own frequencies",
+        "markov-1",
+        "counts",
+        "counts as served",
+    }
+    assert models["markov-1"]["all"]["hr@10"] == 1 and models["markov-1"]["new"]["ndcg@10"] == 1
+    assert models["counts as served"]["new"]["ndcg@10"] > 0.9
+    assert models["own frequencies"]["new"]["hr@20"] == 0
+    assert report["repeats"] == 0 and models["counts"]["all"]["targets"] == 24
+
+
+def test_seen_items_and_repeat_targets():
+    task = protocols.leave_one_out(
+        table(("a", "1", 0), ("a", "2", 1), ("a", "1", 2), ("b", "1", 3), ("b", "3", 4)), CLICKS
+    )
+    report = evaluate(flow_of(["1", "2", "3"]), task)
+    assert report["repeats"] == 1 and report["models"]["popularity"]["new"]["targets"] == 1
+    assert report["models"]["popularity"]["all"]["targets"] == 2
+
+
+def test_the_list_of_a_flow_without_seen_items_has_none():
+    rng = np.random.default_rng(3)
+    rows = [(f"u{k % 10}", str(rng.integers(30)), k) for k in range(600)]
+    task = protocols.prequential(table(*rows), CLICKS)
+    from streamai.engine import Engine
+    from streamai.evaluate import recommend
+
+    flow = flow_of([str(k) for k in range(30)])
+    engine = Engine(flow.but(top_k=LIST, disorder="36500d"))
+    item = np.array([engine.catalogue.index(i) for i in task.table["item_id"]])
+    lists, _, seen = recommend._serve(engine, task, item, True, lambda n: None)
+    assert len(lists) == len(task.ask) > 100
+    for shown, had in zip(lists, seen):
+        assert not set(shown[shown >= 0].tolist()) & set(had.tolist())
+
+
+def test_tally_of_ranks():
+    task = protocols.leave_one_out(table(("a", "1", 0), ("a", "2", 1), ("b", "1", 3), ("b", "3", 4)), CLICKS)
+    tally = Tally(task, 4)
+    none = np.zeros(1, bool)
+    tally.listed("all", 0, np.array([3, 2, -1]), np.array([2]), none)
+    tally.dense(1, np.array([0.5, 0.4, 0.6, 0], np.float32), np.array([1]), none, np.array([0]))
+    assert tally.rank["all"].tolist() == [2, 3] and tally.rank["new"].tolist() == [m.MISS, 2]
+    figures = tally.report(np.zeros(2, bool), 4)["all"]
+    assert figures["mrr@20"] == pytest.approx((1 / 2 + 1 / 3) / 2) and figures["coverage@10"] == 1
+
+
+def test_moves_and_when_they_are_known():
+    t = np.array([0, 100, 200, 1100, 1200]) * 1_000_000
+    mid = np.array([10.0, 11.0, 11.0, 12.0, 9.0])
+    move, known = market.moves(t, mid, "1s")
+    assert move[0] == pytest.approx(0.1) and known[0] == 3  # the mid at 1000 ms is that of 200 ms
+    assert move[1] == pytest.approx(1 / 11) and move[2] == pytest.approx(-2 / 11) and np.isnan(move[3:]).all()
+    move, known = market.moves(t, mid, "2ev")
+    assert market.classes(move).tolist() == [2, 2, 0, -1, -1] and known[:3].tolist() == [2, 3, 4]
+
+
+@pytest.mark.parametrize("name, ns, events", [("100ms", 10**8, 0), ("10ev", 0, 10)])
+def test_labels_are_those_that_training_uses(name, ns, events):
+    from streamai.train.market import Horizon, labels
+
+    rng = np.random.default_rng(1)
+    t = np.cumsum(rng.integers(0, 40_000_000, 500))
+    mid = 100 + np.cumsum(rng.integers(-1, 2, 500)) / 100
+    ours, _ = market.moves(t, mid, name)
+    theirs, _ = labels(t, mid, np.array([0, 500]), (Horizon(name, ns=ns, events=events),))
+    assert market.classes(ours).tolist() == theirs[:, 0].tolist()
+
+
+def test_persistence_uses_only_what_is_known_by_then():
+    label, known = np.array([2, 0, 1, -1]), np.array([2, 3, 9, 9])
+    known = np.minimum(known, 4)
+    assert market.persistence(label, known).tolist() == [-1, -1, 2, 0]
+
+
+def test_command(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(3)
+    rows = [(f"u{k % 10}", str(rng.integers(30)), k) for k in range(600)]
+    table(*rows).write_parquet(tmp_path / "e.parquet")
+    (tmp_path / "shop2.py").write_text(
+        "from streamai import Flow\nfrom streamai.events import CLICKS\n"
+        "flow = Flow('shop', source='clicks', schema=CLICKS, catalogue='none.csv')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    command = ["evaluate", "shop2", "--events", "e.parquet", "--items", "events"]
+    for protocol in protocols.PROTOCOLS:
+        assert cli.main([*command, "--protocol", protocol, "--json"]) == 0
+        report = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert report["protocol"] == protocol and report["models"]["counts"]["all"]["targets"] > 0
+    assert cli.main(command) == 0
+    assert "ndcg@10" in capsys.readouterr().out
