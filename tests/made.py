@@ -7,6 +7,7 @@ import numpy as np
 from replay_data.generate import stream_clicks, stream_market
 from streamai.catalogue import Catalogue
 from streamai.events import CLICKS, MARKET, Events, Schema
+from streamai.model import weights
 from streamai.wire.encode import encode_events
 from streamai.wire.json import Decoder
 
@@ -40,3 +41,23 @@ def _decoded(schema: Schema, catalogue: Catalogue | None, values: list[bytes]) -
     events = decoder.decode(values, np.arange(n), np.zeros(n, "i8"), schema.name, 0, 0)
     assert not events.dead
     return events
+
+
+def random_model(path: Path, seed: int = 0) -> Path:
+    """A click model of random numbers for the made catalogue: 2 layers of 16, no head."""
+    rng = np.random.default_rng(seed)
+    ids, d, layers, m = Catalogue.load(ITEMS).ids, 16, 2, 32
+
+    def made(*shape):
+        return (rng.standard_normal(shape) / 4).astype("f4")
+
+    arrays = {
+        "item": made(len(ids), d), "bias": made(len(ids)), "unknown": made(64, d), "kind_emb": made(8, d),
+        "gap_emb": made(64, d), "Wside": made(0, d), "Wg": made(layers, d, 4 * d), "bg": made(layers, 4 * d),
+        "cw": made(layers, 4, d), "cb": made(layers, d), "lam": abs(made(layers, d)),
+        "gap_w": abs(made(layers, d)), "Wo": made(layers, d, d), "W1": made(layers, d, 2 * m),
+        "W2": made(layers, m, d), "final_gain": np.ones(d, "f4"),
+    }  # fmt: skip
+    header = {"kind": "clicks", "d": d, "layers": layers, "mlp": m, "side": 0, "vocabulary": ids}
+    weights.write(path, header, arrays)
+    return path

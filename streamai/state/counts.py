@@ -37,7 +37,7 @@ class CountsState:
         self.runs = -(-n // self.rows_a_run)
         self.next_run = 0
         self.chunks: list[int] = []  # first offsets of the log chunks in the store, oldest first
-        self.wrote_at: list[int] = []  # how many chunks had been written when each of the last runs was
+        self.fences = np.zeros(self.runs, "i8")  # of the newest snapshot of every run
         self.all_runs = False
         self.clock: np.ndarray | None = None
         self.seen_rescales = 0
@@ -68,25 +68,21 @@ class CountsState:
             self.chunks.append(at)
         everything = self.all_runs or int(clock[c.RESCALED]) != self.seen_rescales
         self.seen_rescales, self.all_runs = int(clock[c.RESCALED]), False
-        starts = range(0, self.n, self.rows_a_run) if everything else [self.next_run]
-        runs = [(first, self._run(first, fence, int(clock[c.LANDMARK]))) for first in starts]
-        if everything:
-            keep = len(self.chunks) - (1 if count else 0)
-            self.wrote_at = []
-        else:
-            self.next_run = (self.next_run + self.rows_a_run) % (self.rows_a_run * self.runs)
-            # a chunk is needed until every run has been written after it
-            self.wrote_at.append(len(self.chunks))
-            keep = self.wrote_at[-self.runs] if len(self.wrote_at) >= self.runs else 0
-        gone = self.chunks[:keep]
-        self.chunks = self.chunks[keep:]
-        self.wrote_at = [w - keep for w in self.wrote_at[-self.runs :]]
+        which = range(self.runs) if everything else [self.next_run]
+        runs = [(r * self.rows_a_run, self._run(r, fence, int(clock[c.LANDMARK]))) for r in which]
+        self.fences[which] = fence
+        self.next_run = (self.next_run + 1) % self.runs
+        # a chunk ends where the next begins; it is needed until every run is newer than its end
+        oldest, keep = int(self.fences.min()), 0
+        while keep + 1 < len(self.chunks) and self.chunks[keep + 1] <= oldest:
+            keep += 1
+        gone, self.chunks = self.chunks[:keep], self.chunks[keep:]
         return log, at, runs, (gone[-1] + 1 if gone else 0), everything
 
-    def _run(self, first: int, fence: int, landmark: int) -> bytes:
-        cut = slice(first, min(first + self.rows_a_run, self.n))
+    def _run(self, run: int, fence: int, landmark: int) -> bytes:
+        cut = slice(run * self.rows_a_run, min((run + 1) * self.rows_a_run, self.n))
         parts = (self.ids[cut], self.w[cut], self.pop[cut], self.fast[cut], self.norm[cut])
-        return _HEAD.pack(fence, landmark, cut.stop - first) + b"".join(p.tobytes() for p in parts)
+        return _HEAD.pack(fence, landmark, cut.stop - cut.start) + b"".join(p.tobytes() for p in parts)
 
     def meta(self, clock: np.ndarray) -> dict:
         return {
@@ -113,6 +109,8 @@ class CountsState:
             cut = slice(first, first + rows)
             offsets[cut] = fence
             covered += rows
+            if first % self.rows_a_run == 0 and first < self.n:
+                self.fences[first // self.rows_a_run] = fence
             oldest = min(oldest, (fence, landmark)) if oldest else (fence, landmark)
             at = _HEAD.size
             for array in (self.ids, self.w, self.pop, self.fast, self.norm):

@@ -34,9 +34,10 @@ def random_weights(path: Path, ids: list[str], d: int = D) -> Path:
     arrays = {
         "item": made(len(ids), d), "bias": made(len(ids), scale=0.1), "unknown": made(64, d),
         "kind_emb": made(8, d), "gap_emb": made(64, d), "Wside": made(0, d), "Wg": made(LAYERS, d, 4 * d),
-        "bg": made(LAYERS, 4 * d), "cw": made(LAYERS, 4, d), "cb": made(LAYERS, d), "lam": positive(LAYERS, d),
-        "gap_w": positive(LAYERS, d), "Wo": made(LAYERS, d, d), "W1": made(LAYERS, d, 2 * M),
-        "W2": made(LAYERS, M, d), "final_gain": np.ones(d, "f4"), "feat_mean": np.zeros(FEATURES, "f4"),
+        "bg": made(LAYERS, 4 * d), "cw": made(LAYERS, 4, d), "cb": made(LAYERS, d),
+        "lam": positive(LAYERS, d), "gap_w": positive(LAYERS, d), "Wo": made(LAYERS, d, d),
+        "W1": made(LAYERS, d, 2 * M), "W2": made(LAYERS, M, d), "final_gain": np.ones(d, "f4"),
+        "feat_mean": np.zeros(FEATURES, "f4"),
         "feat_inv": np.full(FEATURES, 1e-3, "f4"),
         "head_mean": np.zeros(8, "f4"), "head_inv": np.ones(8, "f4"), "head_w": made(8), "head_b": made(1),
         "head_Wz": made(8, HIDDEN), "head_W2": made(HIDDEN), "head_bu": made(HIDDEN),

@@ -1,0 +1,139 @@
+"""Slab, store and counts: what is stored is what was there, and only clean rows make room."""
+
+import numpy as np
+import pytest
+
+from features.clicks import ItemClicks, UserClicks
+from streamai.deadline import Tier
+from streamai.engine import Engine, open_engine
+from streamai.errors import StateError
+from streamai.flow import Counts, Flow
+from streamai.state.counts import RUNS
+from streamai.state.slab import Layout, Slab
+from streamai.state.store import MemoryStore, Store
+from tests.made import ITEMS, clicks, random_model
+
+
+def flow(**changes) -> Flow:
+    return Flow("recommend", "clicks", [UserClicks, ItemClicks], catalogue=ITEMS, **changes)
+
+
+def counts_of(engine: Engine) -> list[bytes]:
+    c = engine.counts
+    return [a.tobytes() for a in (c.ids, c.w, c.pop, c.fast, c.norm, c.top_pop, c.top_fast)]
+
+
+@pytest.mark.parametrize("counts", [Counts(), Counts(tau_days=0.002, fast_tau_days=0.001)])
+def test_counts_come_back_to_the_bit_from_rolling_runs_and_log(tmp_path, counts):
+    """More checkpoints than runs, so that the log is cut; short decay, so that it is rescaled on the way."""
+    events = clicks(4000, seed=4)
+    engine = open_engine(flow(counts=counts), tmp_path)
+    for at in range(0, len(events), 12):
+        engine.step(events[at : at + 12], Tier.SILENT)
+        engine.checkpoint()
+        if at in (240, 600):
+            before = counts_of(engine)
+            engine.close()
+            engine = open_engine(flow(counts=counts), tmp_path)
+            assert counts_of(engine) == before
+    before, clock = counts_of(engine), engine.clock.copy()
+    chunks = sum(1 for _ in engine.store.scan(b"c"))
+    assert chunks <= RUNS + 2
+    if counts.tau_days < 1:
+        assert clock[6] > 0  # RESCALED
+    engine.close()
+    again = open_engine(flow(counts=counts), tmp_path)
+    assert counts_of(again) == before
+    assert again.position == engine.position
+    assert (again.clock[:2] == clock[:2]).all()
+
+
+def test_rows_and_items_come_back_to_the_bit(tmp_path):
+    events = clicks(1500, seed=5)
+    engine = open_engine(flow(), tmp_path)
+    for at in range(0, len(events), 100):
+        engine.step(events[at : at + 100], Tier.FULL)
+        if at % 300 == 0:
+            engine.checkpoint()
+    engine.checkpoint()
+    rows = {engine.slab.keys[s]: engine.slab.rows[s].tobytes() for s in range(engine.slab.used)}
+    items = engine.state_arrays["items_f8"].tobytes()
+    engine.close()
+    store = Store(tmp_path / "recommend" / "0")
+    stored = {}
+    for _, value in store.scan(b"k"):
+        n = int.from_bytes(value[:2], "little")
+        stored[value[2 : 2 + n]] = value[2 + n :]
+    store.close()
+    assert stored == rows
+    assert open_engine(flow(), tmp_path).state_arrays["items_f8"].tobytes() == items
+
+
+def test_a_model_change_rebuilds_lm_states_from_the_ring(tmp_path):
+    events = clicks(400, seed=6)
+    first, second = random_model(tmp_path / "a", seed=1), random_model(tmp_path / "b", seed=2)
+    engine = open_engine(flow(model=first), tmp_path)
+    for at in range(0, 300, 50):
+        engine.step(events[at : at + 50], Tier.FULL)
+    engine.checkpoint()
+    engine.close()
+    engine = open_engine(flow(model=second), tmp_path)
+    other = Engine(flow(model=second))
+    for at in range(0, 300, 50):
+        other.step(events[at : at + 50], Tier.FULL)
+    got, wanted = engine.step(events[300:], Tier.FULL), other.step(events[300:], Tier.FULL)
+    # keys with no more events than the ring holds are as if the new model had been there from the start
+    short = wanted.features[:, 0] < 30
+    assert short.sum() > 20
+    np.testing.assert_array_equal(got.hidden[short], wanted.hidden[short])
+
+
+def test_any_cut_and_any_eviction_with_a_model(tmp_path):
+    events = clicks(600, seed=7)
+    model = random_model(tmp_path / "m", seed=3)
+    outputs = []
+    for rows_max, size in ((65_536, 256), (8, 256), (8, 1)):
+        engine, at, out = Engine(flow(model=model), rows_max=rows_max), 0, []
+        while at < len(events):
+            s = engine.step(events[at : at + size], Tier.FULL)
+            out.append(np.hstack([s.hidden, s.scores, s.items.astype("f4")]).tobytes())
+            at += len(s)
+            if len(s) == 0 or at % 5 == 0:
+                engine.checkpoint()
+        outputs.append(b"".join(out))
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert len(outputs[0]) > 80_000
+
+
+def test_a_slab_full_of_dirty_rows_says_so_and_goes_on_after_a_checkpoint():
+    events = clicks(300, seed=8)
+    engine = Engine(flow(), rows_max=3)
+    first = engine.step(events, Tier.SILENT)
+    assert 0 < len(first) < len(events)
+    taken = len(first)
+    if len(engine.step(events[taken:], Tier.SILENT)) == 0:
+        barrier = engine.barrier()
+        assert len(engine.step(events[taken:], Tier.SILENT)) == 0, "rows in flight must not be evicted"
+        engine.store.write(barrier)
+        engine.written(barrier)
+    assert len(engine.step(events[taken:], Tier.SILENT)) > 0
+
+
+def test_only_one_process_may_open_a_store(tmp_path):
+    store = Store(tmp_path / "s")
+    with pytest.raises(StateError, match="no other process"):
+        Store(tmp_path / "s", wait_s=0.1)
+    store.close()
+    Store(tmp_path / "s").close()
+
+
+def test_an_entry_of_another_format_is_refused():
+    store = MemoryStore()
+    store.data[b"m"] = b"\x07{}"
+    with pytest.raises(StateError, match="format"):
+        store.meta()
+
+
+def test_a_slab_needs_a_row():
+    with pytest.raises(StateError):
+        Slab(0, Layout(1, 4, 8, 0))
