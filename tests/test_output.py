@@ -215,6 +215,13 @@ def test_late_and_silent_events_give_nothing(output):
     assert getattr(encoder, output)(s)[0] == []
 
 
+def test_an_item_outside_the_catalogue_is_refused():
+    s = scored(1, k=1)
+    s.items[0] = 3
+    with pytest.raises(ValueError, match="item 3 of a catalogue of 3"):
+        Encoder("clicks", catalogue=ITEMS).recommendations(s)
+
+
 def test_no_features_at_all():
     assert json.loads(Encoder("clicks").features(scored(1))[0][0])["features"] == {}
 

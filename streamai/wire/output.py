@@ -91,6 +91,10 @@ class Encoder:
         parts = self._of("recommendations", scored, self._recommendations_text)
         room = parts.size + scored.items.shape[1] * (self._id_bytes_max + NUMBER_BYTES)
         ids = self.catalogue
+        if scored.items.max(initial=-1) >= ids.n:
+            raise ValueError(
+                f"item {scored.items.max()} of a catalogue of {ids.n}: the encoder was made with another one"
+            )
         return self._run(
             kernel.recommendations, scored, parts, room, scored.items, scored.scores, ids.id_bytes, ids.id_at
         )
