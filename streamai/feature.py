@@ -15,7 +15,7 @@ Windows, for every aggregate unless it says otherwise:
 
     "5m"                   the last 5 minutes, by `hops=16` whole hops and the running one (sawtooth), so
                            that it reaches back 5 min and up to 5/16 min more. 16 hops keep that below 7 %
-                           for 18 panes of memory; 64 would make it 1.6 % for nearly four times as much
+                           for 18 panes of memory; 62 (the most) make it 1.6 % for nearly four times as much
     "5m", exact=True       the last 5 minutes to the nanosecond; keeps up to `max=256` events. One too many
                            drops the oldest and is counted (`plan.overflow`)
     last=100               the last 100 events that have the column and the kind
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from streamai.plan import Plan
 
 HOPS = 16
+HOPS_MAX = 62  # and the running one: bits of a mask
 EXACT_MAX = 256
 
 
@@ -90,7 +91,7 @@ def _window(where: str, window: str | None, o: Options) -> Window:
         length = duration_ns(window)
         if o.get("exact"):
             return Window("exact", length, _count_of(where, "max", o.get("max", EXACT_MAX), 1, 1 << 20))
-        return Window("sawtooth", length, _count_of(where, "hops", o.get("hops", HOPS), 1, 1024))
+        return Window("sawtooth", length, _count_of(where, "hops", o.get("hops", HOPS), 1, HOPS_MAX))
     if o.get("last") is not None:
         return Window("exact", 0, _count_of(where, "last", o["last"], 1, 1 << 20))
     for name, kind in (("session", "session"), ("tumbling", "tumbling"), ("half_life", "decayed")):

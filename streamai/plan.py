@@ -162,7 +162,7 @@ def _layout(agg: int, window: Window, bits: int) -> tuple[int, int, int]:
     if window.kind in ("unbounded", "decayed"):
         return size, size, 0
     if window.kind == "sawtooth":
-        return size, 1 + size * (window.parts + 2), 1
+        return size, 2 + size * (window.parts + 2), 2
     if window.kind == "exact":
         width = exact.entry_cells(agg)
         return size, exact.BACK + 2 * size + width * window.parts, exact.BACK + size
@@ -198,26 +198,50 @@ def _accumulator(tables: _Tables, key: tuple, every: set) -> int:
 
 def _rate_scale(window: Window) -> float:
     """Number of events -> events a second."""
-    if window.length_ns == 0:
-        return 0.0
     return (log(2.0) if window.kind == "decayed" else 1.0) * 1e9 / window.length_ns
 
 
 def _output(tables: _Tables, f: Feature, every: set) -> int:
-    """Row of out for a feature, adding what it needs before it."""
-    if id(f) in tables.outputs:
-        return tables.outputs[id(f)]
+    """Row of out for a feature, adding what it needs before it; equal ones are one."""
     inputs = [_output(tables, g, every) for g in f.inputs]
     op, cell, size, acc, scale = OUTPUTS[f.output], 0, 0, -1, 0.0
     if not inputs:
         acc = _accumulator(tables, _acc_key(f, tables.schema), every)
         row = tables.acc_rows[acc][0]
-        cell, size, scale = row[windows.RESULT], row[windows.SIZE], _rate_scale(f.window)
-        if f.output == "rate" and f.window.kind == "sawtooth":
-            op = windows.RATE_OF_HOPS
-    tables.out_rows.append([[op, cell, size, *(inputs + [0, 0])[:2], -1, acc, 0], [scale, 0.0, 0.0, 0.0]])
-    tables.outputs[id(f)] = len(tables.out_rows) - 1
-    return tables.outputs[id(f)]
+        cell, size = row[windows.RESULT], row[windows.SIZE]
+        if f.output == "rate":
+            op = windows.RATE_OF_HOPS if f.window.kind == "sawtooth" else op
+            scale = _rate_scale(f.window)
+    key = (op, cell, *inputs)
+    if key not in tables.outputs:
+        tables.out_rows.append([[op, cell, size, *(inputs + [0, 0])[:2], -1, acc, 0], [scale, 0.0, 0.0, 0.0]])
+        tables.outputs[key] = len(tables.out_rows) - 1
+    return tables.outputs[key]
+
+
+def _name_output(tables: _Tables, at: int, j: int) -> None:
+    """Let feature j be output `at`; a second name of the same gets a row of its own."""
+    row, parameters = tables.out_rows[at]
+    if row[5] >= 0:
+        row = list(row)
+        tables.out_rows.append([row, parameters])
+    row[5] = j
+
+
+def _put_in_order(tables: _Tables) -> None:
+    """Like beside like, so that the processor guesses the kernel's branches; what has inputs comes last."""
+    acc, out = tables.acc_rows, tables.out_rows
+    by_window = sorted(
+        range(len(acc)), key=lambda a: (acc[a][0][windows.WINDOW], acc[a][1], acc[a][0][windows.AGG])
+    )
+    by_op = sorted(range(len(out)), key=lambda o: out[o][0][0] if out[o][0][6] >= 0 else windows.RATIO)
+    acc_to, out_to = ({old: new for new, old in enumerate(order)} for order in (by_window, by_op))
+    x = len(tables.schema.columns) + len(tables.derived_rows)
+    for row, _ in out:
+        row[3:5] = [x + out_to[row[3]], x + out_to[row[4]]] if row[6] < 0 else [0, 0]
+        row[6] = acc_to.get(row[6], -1)
+    tables.acc_rows = [acc[a] for a in by_window]
+    tables.out_rows = [out[o] for o in by_op]
 
 
 def _names(views: Sequence[type]) -> list[str]:
@@ -254,16 +278,10 @@ def compile_plan(views: Sequence[type], schema: Schema) -> Plan:
     tables, cells_of = _Tables(schema), []
     for j, f in enumerate(features):
         before = tables.cells
-        row = tables.out_rows[_output(tables, f, every)][0]
-        if row[5] >= 0:  # the same feature under a second name
-            tables.out_rows.append([list(row), list(tables.out_rows[tables.outputs[id(f)]][1])])
-            row = tables.out_rows[-1][0]
-        row[5] = j
+        _name_output(tables, _output(tables, f, every), j)
         cells_of.append(tables.cells - before)
+    _put_in_order(tables)
     columns, derived = len(schema.columns), len(tables.derived_rows)
-    for row, _ in tables.out_rows:
-        row[3] += columns + derived
-        row[4] += columns + derived
     names = _names(views)
     declared = (STATE_FORMAT, next(iter(keys)), [(n, meaning(f, schema)) for n, f in zip(names, features)])
     return Plan(

@@ -19,7 +19,7 @@ UNBOUNDED = 1  # pane
 TUMBLING = 2  # number of the interval + 1, pane
 SESSION = 3  # time of the first event, pane
 DECAYED = 4  # pane
-SAWTOOTH = 5  # number of the running hop + 1, pane of all hops, hops + 1 panes by hop number
+SAWTOOTH = 5  # number of the running hop + 1, mask, pane of all hops, hops + 1 panes by hop number
 EXACT = 6  # exact.py
 EWM = 7  # time of the newest value, pane (seen, value)
 SINCE = 8  # time of the newest event, pane (known, ms)
@@ -61,24 +61,22 @@ def _session(acc, a, f, i, last_ts, t):
 
 @njit(**leaf)
 def _turn(agg, size, hops, f, i, base, running, number):
-    """The running hop becomes `number`: panes of hops gone by are emptied, that of all is made anew."""
-    if number - running > hops:
-        clear(f, base + 1, size * (hops + 2))
+    """The running hop becomes `number`, and the pane of all hops is made anew from those that hold something.
+
+    Bit j of the mask: hop number - j holds something. What lies in the panes of the others is not looked at.
+    """
+    gone_by = number - running
+    filled = (i[base + 1] << gone_by) & ((1 << (hops + 1)) - 1) if gone_by <= hops else 0
+    i[base] = number + 1
+    i[base + 1] = filled
+    clear(f, base + 2, size)
+    if filled == 0:
         return
-    first = base + 1 + size
-    end = first + size * (hops + 1)
-    at = first + (running % (hops + 1)) * size
-    for _ in range(number - running):
-        at += size
-        if at == end:
-            at = first
-        clear(f, at, size)
-    clear(f, base + 1, size)
-    for _ in range(hops):  # from the oldest, which follows the running one in the ring, to the newest
-        at += size
-        if at == end:
-            at = first
-        merge_into(agg, f, i, base + 1, size, at)
+    slot = number % (hops + 1)
+    for j in range(hops, 0, -1):  # from the oldest to the newest
+        if (filled >> j) & 1:
+            at = slot - j if slot >= j else slot - j + hops + 1
+            merge_into(agg, f, i, base + 2, size, base + 2 + size * (1 + at))
 
 
 @njit(**leaf)
@@ -90,12 +88,16 @@ def _sawtooth(acc, a, f, i, now, seen, v, w, t):
         number = now // hop
         _turn(agg, size, hops, f, i, base, running, number)
         running = number
-        i[base] = number + 1
     if seen:
         number = running if t >= running * hop else t // hop
-        if number >= running - hops:
-            add(agg, f, i, base + 1 + size + (number % (hops + 1)) * size, size, v, w, t, 1.0)
-            add(agg, f, i, base + 1, size, v, w, t, 1.0)
+        back = running - number
+        if back <= hops:
+            at = base + 2 + size * (1 + number % (hops + 1))
+            if (i[base + 1] >> back) & 1 == 0:
+                i[base + 1] |= 1 << back
+                clear(f, at, size)
+            add(agg, f, i, at, size, v, w, t, 1.0)
+            add(agg, f, i, base + 2, size, v, w, t, 1.0)
 
 
 @njit(**leaf)
