@@ -17,7 +17,8 @@ LAYERS = [
     {"errors", "settings", "clock"},
     {"kernels"},
     {"declaration", "feature", "microstructure", "plan", "flow", "catalogue", "deadline", "events", "scored"},
-    {"state", "model", "wire"},
+    {"state"},
+    {"model", "wire"},
     {"engine"},
     {"live", "replay", "broker"},
     {"evaluate", "backtest", "train", "report"},
@@ -45,7 +46,14 @@ DOORS = {
 }
 """Heavy library -> the folders that may import it, also inside a function."""
 
+COMMANDS_WITH_A_KEY = {
+    ("cli/worker.py", "faust"),  # hands over to Faust's own command line
+    ("cli/train.py", "torch"),  # says what to install where it is missing
+}
+"""A command may open a door itself, inside `run`."""
+
 FILE_LINES, FUNCTION_LINES = 400, 70
+LONG_FILES = {"tests/test_pump.py": 450}
 LONG_FUNCTIONS: dict[str, int] = {}
 """Longest allowed, where a function is one table or one loop that reads worse in two."""
 
@@ -152,9 +160,10 @@ def test_heavy_libraries_stay_behind_their_doors():
     wrong = [
         f"{path.relative_to(ROOT)} imports {dotted}"
         for path in sources("streamai", "features")
-        for dotted, _ in imports(path)
+        for dotted, at_top in imports(path)
         if (door := DOORS.get(dotted.split(".")[0])) is not None
         and ("features" if "features" in path.parts else unit(path)) not in door
+        and not (not at_top and ("/".join(path.parts[-2:]), dotted.split(".")[0]) in COMMANDS_WITH_A_KEY)
     ]
     assert not wrong
 
@@ -163,7 +172,8 @@ def test_files_are_short():
     long = {
         str(p.relative_to(ROOT)): n
         for p in sources("streamai", "features", "agents", "tests", "replay_data")
-        if (n := len(p.read_text(encoding="utf-8").splitlines())) > FILE_LINES
+        if (n := len(p.read_text(encoding="utf-8").splitlines()))
+        > LONG_FILES.get(str(p.relative_to(ROOT)), FILE_LINES)
     }
     assert not long, f"over {FILE_LINES} lines: {long}"
 
