@@ -12,7 +12,7 @@ def add(subparsers) -> None:
     )
     p.add_argument("module", help="where flow and app are, such as agents.recommend")
     p.add_argument("--web-port", type=int, help="port of /health, /ready, /metrics and /stats; 0 = none")
-    p.add_argument("--loglevel", default="info", choices=["debug", "info", "warning", "error"])
+    p.add_argument("--loglevel", default="info", choices=["debug", "info", "warn", "error"])
 
 
 def run(args) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import faust
 import uvloop
@@ -41,6 +42,10 @@ class App(faust.App):
     pump: Partitions
     stats: Stats
     source: Source | None = None
+
+    async def on_first_start(self) -> None:
+        Path(self.settings.state.folder).mkdir(parents=True, exist_ok=True)  # Faust makes its own below it
+        await super().on_first_start()
 
 
 def app(flow: Flow, settings: Settings | None = None) -> App:
@@ -92,7 +97,9 @@ def _pages(made: App) -> None:
     async def health(web, request):
         """Alive: polled lately. Ready: partitions assigned and their state restored."""
         source = made.source
-        age_s = None if source is None else (made.pump.clock.monotonic_ns() - source.polled_ns) / 1e9
+        age_s = None  # not yet: kernels are being compiled, or the group is being joined
+        if source is not None and source.polled_ns:
+            age_s = (made.pump.clock.monotonic_ns() - source.polled_ns) / 1e9
         live = age_s is None or age_s < POLL_AGE_MAX_S
         ready = source is not None and source.ready
         about = {"live": live, "ready": ready, "poll_age_s": age_s, "partitions": sorted(made.pump.pumps)}

@@ -77,13 +77,14 @@ class Partitions:
             store.close()
             raise
 
-    async def close(self) -> None:
-        """Checkpoint and release every partition."""
+    async def close(self) -> dict[int, int]:
+        """Checkpoint and release every partition; returns their fences on disk."""
         pumps, self.pumps = self.pumps, {}
         await asyncio.gather(*(p.close() for p in pumps.values()))
         gc.unfreeze()  # engines that were frozen can be collected now
         gc.collect()
         gc.freeze()
+        return {p: pump.synced for p, pump in pumps.items() if pump.synced}
 
     def tick(self) -> None:
         for pump in list(self.pumps.values()):

@@ -176,10 +176,10 @@ class Pump:
         rows = scored.events.rows[: len(scored)]
         where = np.searchsorted(batch.offsets, rows["offset"])
         elapsed_ns = self.clock.now_ns() - batch.receive_ts_ns
-        clock_fields = (
-            ("receive_ts_ns", str(batch.receive_ts_ns).encode()),
-            ("elapsed_ns", str(elapsed_ns).encode()),
-        )
+        clock_fields = [
+            ("receive_ts_ns", b"%d" % batch.receive_ts_ns),
+            ("elapsed_ns", b"%d" % elapsed_ns),
+        ]
         for topic, (values, which) in self.codec.encode(scored).items():
             if values:
                 self._put(topic, values, [batch.keys[j] for j in where[which].tolist()], clock_fields)
@@ -187,7 +187,7 @@ class Pump:
         for j in where[late].tolist():
             if batch.offsets[j] >= self.silent_until:
                 place = f"{batch.topic}/{self.partition}/{batch.offsets[j]}".encode()
-                self._original(batch, j, self.flow.topics["late"], (("cause", b"late"), ("id", place)))
+                self._original(batch, j, self.flow.topics["late"], [("cause", b"late"), ("id", place)])
         self.stats.outcomes["late"] += len(late)
         self.stats.outcomes["scored"] += len(scored) - len(late)
         self.stats.tiers[deadline.TIER_NAMES[tier]] += len(scored) - len(late)
@@ -202,7 +202,8 @@ class Pump:
         """Record j as it came, to the late or the dead-letter topic."""
         value = batch.values[j] or b""
         if len(value) > VALUE_BYTES_MAX:
-            value, headers = value[:VALUE_BYTES_MAX], (*headers, ("cut_off_from", str(len(value)).encode()))
+            headers = [*headers, ("cut_off_from", b"%d" % len(value))]
+            value = value[:VALUE_BYTES_MAX]
         self._put(topic, [value], [batch.keys[j]], headers)
 
     def _dead(self, batch: Batch, offset: int, cause: str, headers) -> None:
@@ -344,6 +345,6 @@ class Pump:
         stack = self._poison[offset]
         cause = "poison: " + stack.strip().rsplit("\n", 1)[-1][:500]
         place = f"{batch.topic}/{self.partition}/{offset}".encode()
-        headers = (("cause", cause.encode()), ("id", place), ("stack", stack[-16_000:].encode()))
+        headers = [("cause", cause.encode()), ("id", place), ("stack", stack[-16_000:].encode())]
         self.stats.outcomes["poison"] += 1
         self._dead(batch, offset, cause, headers)

@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaProducer
 BATCH_BYTES_MAX = 1_000_000  # a broker's own default limit is 1 MiB
 VALUE_BYTES_MAX = 900_000  # a longer original value on the late or dead-letter topic is cut off here
 
-Headers = Sequence[tuple[str, bytes]]
+Headers = list[tuple[str, bytes]]
 
 
 class Chunk(NamedTuple):

@@ -45,7 +45,7 @@ class Source(Service, ConsumerRebalanceListener):
         self.flow, self.partitions, self.clock = app.flow, app.pump, app.pump.clock
         self.generation = 0
         self.ready = False
-        self.polled_ns = self.clock.monotonic_ns()
+        self.polled_ns = 0  # not yet
         self._opening: set[asyncio.Task] = set()
         kafka = app.settings.kafka
         options = connection(kafka)
@@ -133,8 +133,8 @@ class Source(Service, ConsumerRebalanceListener):
 
     async def _commit(self, offsets: dict[int, int]) -> None:
         """Information for lag tools and for a first start elsewhere; the truth is in the store."""
-        held = self.partitions.pumps
-        ours = {TopicPartition(self.flow.source, p): f for p, f in offsets.items() if p in held}
+        places = [TopicPartition(self.flow.source, p) for p in offsets]
+        ours = {t: offsets[t.partition] for t in places if t in self.consumer.assignment()}
         try:
             if ours:
                 await self.consumer.commit(ours)
@@ -148,12 +148,13 @@ class Source(Service, ConsumerRebalanceListener):
         self.ready = False
         await self._release()
 
-    async def _release(self) -> None:
+    async def _release(self) -> dict[int, int]:
+        """Checkpoint and close every partition; returns their fences."""
         for task in self._opening:
             task.cancel()
         if self._opening:
             await asyncio.wait(self._opening)
-        await self.partitions.close()
+        return await self.partitions.close()
 
     async def on_partitions_assigned(self, assigned) -> None:
         """No heartbeat is sent while this runs: engines open in a task, partitions paused until then."""
@@ -208,7 +209,7 @@ class Source(Service, ConsumerRebalanceListener):
         self.generation += 1
         self.ready = False
         if hasattr(self, "consumer"):
-            await self._release()
+            await self._commit(await self._release())
             await self.consumer.stop()  # leaves the group, unless it is a static member
             await self.producer.stop()
 
