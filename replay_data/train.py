@@ -15,7 +15,8 @@ from replay_data import generate
 from streamai import cli
 
 HERE = Path(__file__).parent
-EPOCHS = {"recommend": 12, "trade": 6}
+EPOCHS = {"recommend": 12, "trade": 4}
+LAYERS = {"recommend": 2, "trade": 1}  # a second layer found no more of the planted signal
 
 
 def main() -> int:
@@ -24,7 +25,7 @@ def main() -> int:
     p.add_argument("--clicks", type=int, default=100_000)
     p.add_argument("--market", type=int, default=100_000)
     p.add_argument("--seed", type=int, default=11, help="of the events; not the demo's, which are new to it")
-    p.add_argument("--epochs", type=int, help="in place of 12 and 6")
+    p.add_argument("--epochs", type=int, help="in place of 12 and 4")
     p.add_argument("--out", type=Path, default=HERE / "models")
     args = p.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -35,7 +36,7 @@ def main() -> int:
             code = cli.main([
                 "train", f"agents.{name}", "--events", f"{folder}/{source}.parquet",
                 "--out", str(args.out / f"{name}.weights"), "--d", "32", "--protocol", "all",
-                "--epochs", str(args.epochs or EPOCHS[name]),
+                "--epochs", str(args.epochs or EPOCHS[name]), "--layers", str(LAYERS[name]),
             ])  # fmt: skip
             if code:
                 return code

@@ -34,9 +34,10 @@ def add(subparsers) -> None:
     p.add_argument("--rate", type=float, default=2e-3, help="learning rate (0.002)")
     p.add_argument("--no-time", action="store_true", help="the LM sees no time gaps")
     p.add_argument("--no-head", action="store_true", help="the LM alone")
+    p.add_argument("--lm", metavar="FILE", help="take the LM of this weights file; fit the head only")
     p.add_argument("--hide-seen", action="store_true", help="candidates leave out what the key has met")
     p.add_argument("--seed", type=int, default=0, help="(0)")
-    p.add_argument("--threads", type=int, default=2, help="of torch (2)")
+    p.add_argument("--threads", type=int, default=1, help="of torch (1)")
     p.add_argument("--json", action="store_true", help="one JSON object as the last line")
 
 
@@ -79,7 +80,7 @@ def train_file(args, console) -> dict:
     )  # fmt: skip
     options = recommend.Options(
         args.d, args.layers, args.dropout, args.protocol, args.until, timed and not args.no_time,
-        args.hide_seen, not args.no_head, recipe,
+        args.hide_seen, not args.no_head, args.lm, recipe,
     )  # fmt: skip
     return (trade if market else recommend).train(flow, table, args.out, options, console)
 

@@ -32,7 +32,7 @@ class Recipe:
     clip: float = 1.0
     unknown: float = 0.01  # share of input tokens replaced by a random unknown one, so that those learn
     seed: int = 0
-    threads: int = 2
+    threads: int = 1  # more stall each other as soon as the machine is shared, and gain little at these sizes
 
 
 def rate_at(step: int, steps: int, warm_up: int) -> float:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from streamai.model.weights import Weights
 from streamai.train.recurrence import recurrence
 
 UNKNOWN, KINDS, GAPS, TAPS = 64, 8, 64, 4
@@ -117,6 +118,26 @@ class EventLM(nn.Module):
         for block in self.blocks:
             x = block(x, value)
         return rms(x) * self.final_gain
+
+    @classmethod
+    def of(cls, file: Weights, dropout: float = 0.1) -> EventLM:
+        """The LM of a weights file, to train on or to fit another head to."""
+        h = file.header
+        rows = len(file.arrays["item"])
+        shape = Shape(rows, h["d"], h["layers"], h["mlp"], h["side"])
+        model = cls(shape, dropout, h["time"])
+        given = {n: torch.from_numpy(np.array(a)) for n, a in file.arrays.items() if a.dtype == np.float32}
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                block, bare = name.split(".")[1:] if "." in name else (0, name)
+                value = given[bare.replace("raw_", "").replace("gap", "gap_w") if "raw_" in bare else bare]
+                value = value[int(block)] if "." in name else value
+                if "raw_" not in bare:
+                    p.copy_(value)
+                elif (value > 0).all():
+                    # softplus turned round; a model without time wrote a gap weight of 0 and keeps its own
+                    p.copy_(torch.where(value > 20, value, torch.log(torch.expm1(value))))
+        return model
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays of a weights file, f4, C order (names and shapes as `model/weights.py`).

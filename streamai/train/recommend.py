@@ -15,8 +15,9 @@ from streamai.catalogue import Catalogue
 from streamai.engine import Engine
 from streamai.errors import InputError, ModelError
 from streamai.flow import Flow
+from streamai.model import weights
 from streamai.replay.read import valid
-from streamai.train.data import sequences, vocabulary
+from streamai.train.data import Sequences, sequences, vocabulary
 from streamai.train.export import export
 from streamai.train.fit import Recipe, fit
 from streamai.train.head import fit_head
@@ -41,6 +42,7 @@ class Options:
     time       False: the LM sees no time gaps
     hide_seen  candidates leave out what the key has met
     head       False: the LM alone
+    lm         weights file whose LM is taken as it is; only the head is fitted
     """
 
     d: int = 64
@@ -51,6 +53,7 @@ class Options:
     time: bool = True
     hide_seen: bool = False
     head: bool = True
+    lm: str | None = None
     recipe: Recipe = field(default_factory=Recipe)
 
     def share(self) -> float:
@@ -122,15 +125,13 @@ def train(flow: Flow, table: pl.DataFrame, out: str | Path, options: Options, co
     parts = split(table, flow, options, options.recipe.seed)
     if not len(parts.lm):
         raise ModelError(f"training: nothing to fit on is left by --protocol {options.protocol}")
-    vocab = vocabulary(parts.lm[flow.schema.item])
+    given = weights.read(options.lm) if options.lm else None
+    vocab = given.vocabulary if given else vocabulary(parts.lm[flow.schema.item])
     names = {flow.schema.key: "user_id", flow.schema.item: "item_id"}
     lm = sequences(with_kinds(parts.lm, flow).rename(names), vocab, time=options.time)
     everything = sequences(with_kinds(table, flow).rename(names), vocab, time=options.time)
-    torch.manual_seed(options.recipe.seed)
-    model = EventLM(Shape(len(vocab), options.d, options.layers), options.dropout, options.time)
-    console.print(f"LM: {lm.events:,} events of {len(lm):,} keys, {len(vocab):,} items, d {options.d}")
-    records = fit(model, lm, options.recipe, console=console)
-    figures = {"lm": records[-1] | {"keys": len(lm), "events": lm.events, "items": len(vocab)}}
+    model, record = fit_lm(Shape(len(vocab), options.d, options.layers), lm, given, options, console)
+    figures = {"lm": record | {"keys": len(lm), "events": lm.events, "items": len(vocab)}}
     if options.protocol == "leave-one-out":
         figures["lm_validation"] = leave_one_out(model, everything, 2)
     header = {"vocabulary": vocab, "plan": ""}
@@ -140,6 +141,18 @@ def train(flow: Flow, table: pl.DataFrame, out: str | Path, options: Options, co
     metrics = {"protocol": options.protocol, "fitted_until_ns": parts.until_ns, **figures}
     digest = export(out, model, "clicks", everything, head=head, metrics=metrics, **header)
     return {"model": digest, "path": str(out), **figures}
+
+
+def fit_lm(
+    shape: Shape, seq: Sequences, given: weights.Weights | None, options: Options, console: Console
+) -> tuple[EventLM, dict]:
+    """The LM trained on `seq`, or the given one as it is; and the record of its last epoch."""
+    if given is not None:
+        return EventLM.of(given, options.dropout), {"taken_from": given.digest}
+    torch.manual_seed(options.recipe.seed)
+    model = EventLM(shape, options.dropout, options.time)
+    console.print(f"LM: {seq.events:,} events of {len(seq):,} keys, {shape.vocabulary:,} tokens, d {shape.d}")
+    return model, fit(model, seq, options.recipe, console=console)[-1]
 
 
 def _head(flow, model, everything, parts, vocab, options, console) -> tuple[dict, dict, str]:
@@ -153,5 +166,5 @@ def _head(flow, model, everything, parts, vocab, options, console) -> tuple[dict
         flow = flow.but(model=draft, catalogue=catalogue)
         logged = log_candidates(flow, parts.feed, parts.target, hide_seen=options.hide_seen, console=console)
         plan = Engine(flow.but(decide=None), rows_max=64).plan_digest
-    arrays, figures = fit_head(logged, options.d, seed=options.recipe.seed, console=console)
+    arrays, figures = fit_head(logged, model.shape.d, seed=options.recipe.seed, console=console)
     return arrays, figures, plan

@@ -32,10 +32,12 @@ class Served:
 
     row       i8[n]         which rows of the table, in feeding order
     user      f4[n, d + F]  LM output and features after the event, NaN = not seen
+    d         width of the LM's output
     """
 
     row: np.ndarray
     user: np.ndarray
+    d: int
 
 
 def batches(
@@ -76,7 +78,7 @@ def served(flow: Flow, table: pl.DataFrame, wanted: np.ndarray, console: Console
     engine.close()
     if not rows:
         raise InputError("training: no event of the table is good; see `streamai replay` for the causes")
-    return Served(np.concatenate(rows), np.concatenate(users))
+    return Served(np.concatenate(rows), np.concatenate(users), engine.arrays["hidden"].shape[1])
 
 
 def log_candidates(

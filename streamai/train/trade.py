@@ -7,18 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import torch
 from rich.console import Console
 
 from streamai.engine import Engine
 from streamai.errors import ModelError
 from streamai.flow import Flow
 from streamai.kernels.tokens import MARKET_SIDE, MARKET_TOKENS
+from streamai.model import weights
 from streamai.train.export import export
-from streamai.train.fit import fit
 from streamai.train.market import HORIZONS, NO_LABEL, labels, market_sequences
-from streamai.train.model import EventLM, Shape
-from streamai.train.recommend import Options, good, moment, with_kinds
+from streamai.train.model import Shape
+from streamai.train.recommend import Options, fit_lm, good, moment, with_kinds
 from streamai.train.served import served
 from streamai.train.signal import fit_signal
 
@@ -35,12 +34,10 @@ def train(flow: Flow, table: pl.DataFrame, out: str | Path, options: Options, co
     if len(fitted) < 1000:
         raise ModelError(f"training: {len(fitted)} market events to fit on, at least 1,000 are needed")
     seq, mid = market_sequences(with_kinds(fitted, flow), time=options.time)
-    torch.manual_seed(options.recipe.seed)
     shape = Shape(MARKET_TOKENS, options.d, options.layers, side=MARKET_SIDE)
-    model = EventLM(shape, options.dropout, options.time)
-    console.print(f"LM: {seq.events:,} events of {len(seq):,} instruments, d {options.d}")
-    records = fit(model, seq, options.recipe, console=console)
-    figures = {"lm": records[-1] | {"keys": len(seq), "events": seq.events}}
+    given = weights.read(options.lm) if options.lm else None
+    model, record = fit_lm(shape, seq, given, options, console)
+    figures = {"lm": record | {"keys": len(seq), "events": seq.events}}
     later, _ = market_sequences(with_kinds(table, flow), time=options.time)
     head, plan = None, ""
     if options.head:
@@ -76,7 +73,7 @@ def _head(flow, table, seq, mid, options, console) -> tuple[dict, dict, str]:
     got = served(flow, table, wanted, console)
     plan = Engine(flow.but(decide=None), rows_max=64).plan_digest
     arrays, figures = fit_signal(
-        got.user, label[got.row], options.d, tail[got.row], horizons=horizons, seed=options.recipe.seed,
+        got.user, label[got.row], got.d, tail[got.row], horizons=horizons, seed=options.recipe.seed,
         console=console,
     )  # fmt: skip
     return arrays, figures, plan
