@@ -11,7 +11,8 @@ import torch
 
 from streamai.catalogue import hash_id
 from streamai.errors import InputError
-from streamai.kernels.lm import UNKNOWN, gap_buckets
+from streamai.kernels.lm import UNKNOWN
+from streamai.kernels.sequences import gap_buckets
 
 ROUND = 8
 """Padded lengths are rounded up to this, so that the allocator meets few sizes."""
