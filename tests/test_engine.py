@@ -5,6 +5,7 @@ import pytest
 
 from features.clicks import ItemClicks, UserClicks
 from features.market import Book
+from streamai.catalogue import Catalogue
 from streamai.deadline import Tier
 from streamai.engine import Engine, open_engine
 from streamai.errors import StateError
@@ -12,8 +13,9 @@ from streamai.events import EVENT, Events
 from streamai.flow import Flow
 from streamai.kernels import context as c
 from streamai.kernels.index import hash128
+from streamai.model import weights
 from streamai.scored import LATE, SCORED
-from tests.made import ITEMS, clicks, market
+from tests.made import ITEMS, clicks, market, random_model
 
 
 def flow(**changes) -> Flow:
@@ -197,3 +199,20 @@ def test_hash_of_a_key_is_what_events_carry(stream):
     h0, h1 = hash128(np.frombuffer(stream.key(0), "u1"), 0, int(stream.rows["key_len"][0]))
     assert (stream.rows["hash0"][0], stream.rows["hash1"][0]) == (h0, h1)
     assert stream.rows.dtype == EVENT
+
+
+def test_items_that_the_model_was_not_trained_on_are_unknown_tokens_and_never_scanned(stream, tmp_path):
+    model = weights.read(random_model(tmp_path / "whole", seed=1))
+    half = model.vocabulary[:250]
+    arrays = {n: a[:250] if n in ("item", "bias") else a for n, a in model.arrays.items()}
+    header = {k: v for k, v in model.header.items() if k in ("kind", "d", "layers", "mlp", "side")}
+    weights.write(tmp_path / "half", header | {"vocabulary": half}, arrays)
+    engine = Engine(flow(model=tmp_path / "half"))
+    tables = engine.table_arrays
+    i = 300
+    row = Catalogue.token_hash(engine.catalogue.ids[i]) & 63
+    np.testing.assert_array_equal(tables["item"][i], tables["unknown"][row])
+    assert tables["scannable"][:250].sum() > 200 and not tables["scannable"][250:].any()
+    engine.step(stream[:1], Tier.FULL)
+    found, z, _ = engine.candidates()
+    assert (z[found >= 250, 0] == 0).all() and (found < 250).sum() == 64

@@ -17,7 +17,7 @@ SOURCES_DIGEST = hashlib.blake2b(
 numba.config.CACHE_DIR = os.path.join(
     os.environ.get("STREAMAI_KERNEL_CACHE", os.path.expanduser("~/.cache/streamai")), SOURCES_DIGEST
 )
-jit = dict(cache=True, nogil=True, error_model="numpy")
+jit = {"cache": True, "nogil": True, "error_model": "numpy"}
 """Options of every kernel. No fastmath, no parallel: the same bits everywhere."""
 leaf = dict(jit, _nrt=False)
 """Options of a kernel that makes no array: numba then counts no references to those it is given. Without

@@ -31,10 +31,10 @@ TABLES = (
     "shape",  # i8[SHAPE_SIZE]
     "key_derived", "key_derived_p", "key_acc", "key_acc_p", "key_out", "key_out_p",
     "item_derived", "item_derived_p", "item_acc", "item_acc_p", "item_out", "item_out_p",
-    "item", "bias", "known", "unknown", "kind_emb", "gap_emb", "Wside", "Wg", "bg", "cw", "cb", "lam",
-    "gap_w", "Wo", "W1", "W2", "final_gain",
+    "item", "bias", "known", "present", "unknown", "kind_emb", "gap_emb", "Wside", "Wg", "bg", "cw", "cb",
+    "lam", "gap_w", "Wo", "W1", "W2", "final_gain",
     "packed", "scale",  # int8 panels of the item table
-    "available", "price_z",
+    "available", "scannable", "price_z",  # scannable: available, and the model was trained on it
     "feat_mean", "feat_inv",
     "head_mean", "head_inv", "head_w", "head_b", "head_Wz", "head_W2", "head_bu", "head_Wu",
     "sig_W1", "sig_b1", "sig_W2", "sig_b2", "sig_temp",

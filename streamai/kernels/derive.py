@@ -9,6 +9,7 @@ from numba import njit
 
 from streamai.kernels import leaf
 from streamai.kernels.maths import bits_of_f8, log_f8
+from streamai.kernels.panes import inlined
 
 MIDDLE = 1  # (a + b) / 2
 WEIGHTED_MID = 2  # (ask * bid_size + bid * ask_size) / (bid_size + ask_size)
@@ -28,7 +29,7 @@ GAP_MS = 14  # ms since the key's newest event; NaN for the first
 CELLS = {ORDER_FLOW: 5, LOG_RETURN: 1}
 
 
-@njit(**leaf)
+@njit(**inlined)
 def _mix(h):
     """MurmurHash3's finaliser, the upper 52 bits: they fit a float64 exactly."""
     h = np.uint64(h)
@@ -40,7 +41,7 @@ def _mix(h):
     return np.float64(h >> np.uint64(12))
 
 
-@njit(**leaf)
+@njit(**inlined)
 def order_flow(cells, at, bid, ask, bid_size, ask_size):
     """What the change of the book since the last call added to the bid less what it added to the ask.
 
@@ -64,7 +65,7 @@ def order_flow(cells, at, bid, ask, bid_size, ask_size):
     return e
 
 
-@njit(**leaf)
+@njit(**inlined)
 def log_return(cells, at, price):
     """log(price / previous price); 0 for the first. cells[at] keeps the price."""
     if not price > 0.0:

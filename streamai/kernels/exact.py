@@ -12,7 +12,7 @@ an event that comes out of order is put at its place: two-stacks lite (Tangwongs
 from numba import njit
 
 from streamai.kernels import leaf, panes
-from streamai.kernels.panes import COUNT, FIRST, LAST, WEIGHTED, clear, load, merge, store
+from streamai.kernels.panes import COUNT, FIRST, LAST, WEIGHTED, clear, inlined, load, merge, store
 
 HEAD, SIZE, SPLIT, OVERFLOW, BACK = 0, 1, 2, 3, 4
 
@@ -22,7 +22,7 @@ def entry_cells(agg):
     return 2 if agg in (FIRST, LAST) else panes.CELLS[agg]
 
 
-@njit(**leaf)
+@njit(**inlined)
 def _place(base, ring, head, i, most, width):
     """Cell of the i-th oldest entry."""
     j = head + i
@@ -31,13 +31,13 @@ def _place(base, ring, head, i, most, width):
     return base + ring + j * width
 
 
-@njit(**leaf)
+@njit(**inlined)
 def _value(cells, at, width):
     """An entry without its time, as the last two numbers of a pane."""
     return (cells[at + 1] if width > 1 else 0.0), (cells[at + 2] if width > 2 else 0.0)
 
 
-@njit(**leaf)
+@njit(**inlined)
 def _set_value(cells, at, width, a, b):
     if width > 1:
         cells[at + 1] = a
@@ -59,7 +59,7 @@ def _flip(agg, cells, cells_i8, base, ring, most, width, size):
     clear(cells, base + BACK, size)
 
 
-@njit(**leaf)
+@njit(**inlined)
 def _drop_oldest(agg, stacked, cells, cells_i8, base, ring, most, width, size):
     if stacked:
         if cells_i8[base + SPLIT] == 0:
@@ -70,7 +70,7 @@ def _drop_oldest(agg, stacked, cells, cells_i8, base, ring, most, width, size):
     cells_i8[base + SIZE] -= 1
 
 
-@njit(**leaf)
+@njit(**inlined)
 def _insert(agg, stacked, cells, cells_i8, base, ring, most, width, size, v, w, t):
     """Put an event at its place by time, after those of equal time. There is room."""
     head, count, split = cells_i8[base + HEAD], cells_i8[base + SIZE], cells_i8[base + SPLIT]
@@ -135,7 +135,7 @@ def update(agg, cells, cells_i8, base, size, length, most, now, seen, v, w, t):
     _result(agg, stacked, cells, cells_i8, base, ring, most, width, size)
 
 
-@njit(**leaf)
+@njit(**inlined)
 def _result(agg, stacked, cells, cells_i8, base, ring, most, width, size):
     """Front and back merged into the result pane."""
     head, count, split = cells_i8[base + HEAD], cells_i8[base + SIZE], cells_i8[base + SPLIT]

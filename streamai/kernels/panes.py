@@ -9,6 +9,10 @@ from numba import njit
 
 from streamai.kernels import leaf
 
+inlined = dict(leaf, forceinline=True)
+"""Options of a small function that is called for every accumulator: each array handed over is seven words,
+and the compiler by itself makes a call of most. The 24 accumulators of features/market.py took 820 ns, now 350."""
+
 COUNT = 1  # n
 SUM = 2  # n, sum
 MOMENTS = 3  # n, mean, sum of squared deviations
@@ -25,7 +29,7 @@ FORGOTTEN = 1e-200
 """A decayed weight below this is none: some 660 half-lives. Smaller ones would lose digits."""
 
 
-@njit(**leaf)
+@njit(**inlined)
 def merge(agg, n1, a1, b1, n2, a2, b2):
     """The pane of the earlier values (n1, a1, b1) followed by the later (n2, a2, b2)."""
     if n2 == 0.0:
@@ -48,13 +52,13 @@ def merge(agg, n1, a1, b1, n2, a2, b2):
     return n, a1 + a2, b1 + b2
 
 
-@njit(**leaf)
+@njit(**inlined)
 def load(cells, at, size):
     """The pane at `at` as three numbers."""
     return cells[at], (cells[at + 1] if size > 1 else 0.0), (cells[at + 2] if size > 2 else 0.0)
 
 
-@njit(**leaf)
+@njit(**inlined)
 def store(cells, at, size, n, a, b):
     cells[at] = n
     if size > 1:
@@ -63,7 +67,7 @@ def store(cells, at, size, n, a, b):
         cells[at + 2] = b
 
 
-@njit(**leaf)
+@njit(**inlined)
 def merge_into(agg, cells, cells_i8, at, size, later):
     """Merge the pane at `later` into the one at `at`."""
     if agg == BITMAP:
@@ -78,13 +82,13 @@ def merge_into(agg, cells, cells_i8, at, size, later):
     store(cells, at, size, n, a, b)
 
 
-@njit(**leaf)
+@njit(**inlined)
 def clear(cells, at, count):
     for j in range(at, at + count):
         cells[j] = 0.0
 
 
-@njit(**leaf)
+@njit(**inlined)
 def add(agg, cells, cells_i8, at, size, v, w, t, weight):
     """Add value v, with the column of weights w (VWAP) and the decayed weight `weight`, at time t."""
     if agg == COUNT:
@@ -122,7 +126,7 @@ def add(agg, cells, cells_i8, at, size, v, w, t, weight):
                 cells_i8[at + 2] = t
 
 
-@njit(**leaf)
+@njit(**inlined)
 def decay(agg, cells, at, size, factor):
     """Multiply the weight of all that the pane holds; the mean of MOMENTS stays."""
     n = cells[at] * factor

@@ -61,7 +61,7 @@ def _candidates(T, S, W, n_hist, t, tier):
     n = 0
     if tier == FULL and shape[c.HAS_LM] != 0:
         step = rank.quantise(W.q, W.words)
-        m = rank.scan(T.packed, T.scale, T.bias, T.available, W.exclude, T.available.size, W.words, step,
+        m = rank.scan(T.packed, T.scale, T.bias, T.scannable, W.exclude, T.available.size, W.words, step,
                       shape[c.SCANNED], W.top_s, W.top)  # fmt: skip
         n = _add(T, W, W.top, m, n, limit, stamp)
     scored = min(n_hist, shape[c.SCORED_ITEMS])

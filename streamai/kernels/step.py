@@ -102,7 +102,7 @@ def _remember(T, S, W, slot, token, kind, gap, sides):
             ring_at = shape[c.RING_AT]
             ring = S.rows_u1[slot, ring_at : ring_at + shape[c.RING] * shape[c.ENTRY]]
             lm.rebuild(
-                ring, shape[c.ENTRY], S.rows_i8[slot, 1], T.item, T.known, T.unknown, T.kind_emb, T.gap_emb,
+                ring, shape[c.ENTRY], S.rows_i8[slot, 1], T.item, T.present, T.unknown, T.kind_emb, T.gap_emb,
                 T.Wside, T.Wg, T.bg, T.cw, T.cb, T.lam, T.gap_w, T.Wo, T.W1, T.W2, T.final_gain,
                 state, W.lm, W.side_f4[: T.Wside.shape[0]], W.q,
             )  # fmt: skip
@@ -111,7 +111,7 @@ def _remember(T, S, W, slot, token, kind, gap, sides):
         for s in range(used):
             W.side_f4[s] = np.float32(W.side[s]) * _SIDE
         lm.step(
-            lm.embed(token, T.item, T.known, T.unknown), kind & 7, gap, W.side_f4[:used],
+            lm.embed(token, T.item, T.present, T.unknown), kind & 7, gap, W.side_f4[:used],
             T.kind_emb, T.gap_emb, T.Wside, T.Wg, T.bg, T.cw, T.cb, T.lam, T.gap_w, T.Wo, T.W1, T.W2,
             T.final_gain, state, W.lm, W.q,
         )  # fmt: skip

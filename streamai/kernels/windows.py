@@ -12,7 +12,7 @@ from numba import njit
 
 from streamai.kernels import derive, exact, leaf
 from streamai.kernels.maths import exp2_f8, log_f8
-from streamai.kernels.panes import add, clear, decay, merge_into
+from streamai.kernels.panes import add, clear, decay, inlined, merge_into
 
 # windows; each with its cells
 UNBOUNDED = 1  # pane
@@ -33,7 +33,7 @@ N, TOTAL, MEAN, VARIANCE, STD, SECOND, RATE, RATE_OF_HOPS, ROOT, WEIGHTED_MEAN, 
 RATIO, MINUS, DEVIATION_BP, LOG_RATIO = range(12, 16)
 
 
-@njit(**leaf)
+@njit(**inlined)
 def _tumble(acc, a, f, i, now, t):
     """True if an event at t belongs to the interval that now lies in."""
     base, length = acc[a, BASE], acc[a, LENGTH]
@@ -44,7 +44,7 @@ def _tumble(acc, a, f, i, now, t):
     return t // length + 1 == number
 
 
-@njit(**leaf)
+@njit(**inlined)
 def _session(acc, a, f, i, last_ts, t):
     """True if an event at t belongs to the newest session; a gap of `length` or more parts two."""
     base, gap = acc[a, BASE], acc[a, LENGTH]
@@ -100,7 +100,7 @@ def _sawtooth(acc, a, f, i, now, seen, v, w, t):
             add(agg, f, i, base + 2, size, v, w, t, 1.0)
 
 
-@njit(**leaf)
+@njit(**inlined)
 def _since(acc, a, f, i, now, seen, t):
     """ms from the newest event before this one to now."""
     base = acc[a, BASE]
@@ -111,7 +111,7 @@ def _since(acc, a, f, i, now, seen, t):
         i[base] = t
 
 
-@njit(**leaf)
+@njit(**inlined)
 def _ewm(acc, acc_p, a, f, i, seen, v, t):
     """Mean that forgets half of itself in a half-life, whatever the number of events: the newest value
     is given what the time since the one before it took (polars' ewm_mean_by)."""
@@ -169,7 +169,7 @@ def _accumulate(acc, acc_p, f, i, t, last_ts, kind, x):
             _since(acc, a, f, i, now, seen, t)
 
 
-@njit(**leaf)
+@njit(**inlined)
 def _distinct(i, at, size):
     """Linear counting: bits * log(bits / zeros); a full bitmap counts as if one bit were zero."""
     ones = 0
@@ -182,7 +182,7 @@ def _distinct(i, at, size):
     return bits * log_f8(bits / float(max(bits - ones, 1)))
 
 
-@njit(**leaf)
+@njit(**inlined)
 def _of_pane(op, f, i, at, size, scale, now, start):
     n = f[at]
     if op == N:
@@ -210,7 +210,7 @@ def _of_pane(op, f, i, at, size, scale, now, start):
     return f[at + 1] / f[at + 2] if f[at + 2] != 0.0 else np.nan  # WEIGHTED_MEAN
 
 
-@njit(**leaf)
+@njit(**inlined)
 def _of_outputs(op, a, b):
     if op == RATIO:
         return a / b if b != 0.0 else np.nan

@@ -14,6 +14,7 @@ from streamai.errors import ModelError
 from streamai.flow import Flow
 from streamai.kernels import context as c
 from streamai.kernels import rank
+from streamai.kernels.lm import UNKNOWN
 from streamai.model.weights import Weights, number, shaped
 from streamai.plan import Plan
 from streamai.state.slab import BOOK_CELLS, HEADER_CELLS, Layout
@@ -75,7 +76,10 @@ def _lm(weights: Weights | None) -> dict[str, np.ndarray]:
 
 
 def _in_catalogue_order(arrays: dict, weights: Weights, catalogue: Catalogue) -> np.ndarray:
-    """Gathers item and bias by catalogue index; returns known u1[cap]."""
+    """Gathers item and bias by catalogue index; returns known u1[cap].
+
+    An item that the model was not trained on gets the row of its hashed unknown token, as in training.
+    """
     cap, d = len(catalogue.available), arrays["item"].shape[1]
     item, bias, known = np.zeros((cap, d), "f4"), np.zeros(cap, "f4"), np.zeros(cap, "u1")
     row = {item_id: v for v, item_id in enumerate(weights.vocabulary)}
@@ -83,6 +87,8 @@ def _in_catalogue_order(arrays: dict, weights: Weights, catalogue: Catalogue) ->
     if pairs:
         here, there = np.array(pairs).T
         item[here], bias[here], known[here] = arrays["item"][there], arrays["bias"][there], 1
+    for i in np.flatnonzero(known[: catalogue.n] == 0):
+        item[i] = arrays["unknown"][Catalogue.token_hash(catalogue.ids[i]) & (UNKNOWN - 1)]
     arrays["item"], arrays["bias"] = item, bias
     return known
 
@@ -129,17 +135,20 @@ def arrays_of(flow: Flow, plan: Plan, item_plan: Plan, catalogue, weights: Weigh
     arrays |= _lm(weights) | _heads(weights)
     if weights is not None and catalogue is not None:
         known = _in_catalogue_order(arrays, weights, catalogue)
-    else:
+    elif weights is not None:
         known = np.ones(len(arrays["item"]), "u1")
+    else:
+        known = np.zeros(0 if catalogue is None else len(catalogue.available), "u1")
     _check_features(flow, weights, arrays, len(plan.names) + len(item_plan.names))
     n = len(catalogue.available) if catalogue is not None else 0
     d = arrays["item"].shape[1]
-    arrays["known"] = known
+    arrays["known"], arrays["present"] = known, np.ones(len(known), "u1")
     arrays["packed"] = np.zeros((n // BLOCK, d, BLOCK), "i1")
     arrays["scale"] = np.zeros(n, "f4")
     if n and d:
         rank.pack(arrays["item"], arrays["packed"], arrays["scale"])
     arrays["available"] = np.zeros(0, "u1") if catalogue is None else catalogue.available.copy()
+    arrays["scannable"] = arrays["available"] & known if catalogue is not None else arrays["available"]
     arrays["price_z"] = _price_z(catalogue)
     return arrays
 
