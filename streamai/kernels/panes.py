@@ -11,7 +11,7 @@ from streamai.kernels import leaf
 
 inlined = dict(leaf, forceinline=True)
 """Options of a small function that is called for every accumulator: each array handed over is seven words,
-and the compiler by itself makes a call of most. The 24 accumulators of features/market.py took 820 ns, now 350."""
+and the compiler by itself makes a call of most. With it features/market.py takes 350 ns an event, not 820."""
 
 COUNT = 1  # n
 SUM = 2  # n, sum
