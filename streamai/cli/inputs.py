@@ -51,7 +51,9 @@ def flow_of(args: argparse.Namespace, mapping):
 
     flow, changes = load(args.flow), {}
     if args.model:
-        changes["model"] = None if args.model == "none" else args.model
+        changes["model"] = args.model
+    if args.model == "none":  # what `decide` decides by is the model's
+        changes |= {"model": None, "decide": None}
     if args.items == "events":
         from streamai.catalogue import Catalogue
         from streamai.replay.read import item_ids

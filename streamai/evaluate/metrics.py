@@ -14,7 +14,7 @@ MISS = np.iinfo(np.int32).max
 def rank_dense(scores: np.ndarray, target: int, seen: np.ndarray | None = None) -> int:
     """Rank of `target` among all items: 1 + how many others score at least as much.
 
-    scores f4[N], 0 or less = nothing known, which no list shows: a MISS, as is target -1 (not in the catalogue).
+    scores f4[N]; 0 or less = nothing known, which no list shows: a MISS. So is target -1, no item of ours.
     seen   i4[m]: distinct items that are left out of the ranking (the target must not be one of them)
     """
     if target < 0 or not scores[target] > 0:
