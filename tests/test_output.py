@@ -147,9 +147,9 @@ def test_features():
     values, which = Encoder("clicks", ("views_5m", "ctr"), PLAN).features(s)
     assert values == [
         b'{"id":"clicks/0/17","key":"u0","event_ts_ns":123,"features":{"views_5m":3,"ctr":null},'
-        b'"plan":"0123456789abcdef"}',
+        b'"tier":"full","model":null,"plan":"0123456789abcdef"}',
         b'{"id":"clicks/0/18","key":"u1","event_ts_ns":124,"features":{"views_5m":0.25,"ctr":-1},'
-        b'"plan":"0123456789abcdef"}',
+        b'"tier":"full","model":null,"plan":"0123456789abcdef"}',
     ]
     assert which.tolist() == [0, 1]
 
@@ -198,7 +198,7 @@ def test_scores_of_a_scorer_of_one_s_own():
     s = scored(1, k=2)
     s.scores[0] = [0.5, np.nan]
     assert Encoder("clicks", plan=PLAN).scores(s)[0] == [
-        b'{"id":"clicks/0/17","key":"u0","event_ts_ns":123,"scores":[0.5,null],"tier":"full",'
+        b'{"id":"clicks/0/17","key":"u0","event_ts_ns":123,"scores":[0.5,null],"tier":"full","model":null,'
         b'"plan":"0123456789abcdef"}'
     ]
 
@@ -256,7 +256,8 @@ def test_readers_of_outputs():
     (value,), _ = Encoder("a.b-c_d", catalogue=ITEMS).recommendations(s)
     assert parse_id(value) == ("a.b-c_d", 0, 17)
     assert tier_of(value) is Tier.RANK
-    assert tier_of(Encoder("t").features(s)[0][0]) is None
+    assert tier_of(Encoder("t").features(s)[0][0]) is Tier.RANK
+    assert tier_of(b'{"id":"t/0/1"}') is None
     with pytest.raises(ValueError, match="not an output of streamai"):
         parse_id(b"{}")
 

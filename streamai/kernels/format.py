@@ -235,7 +235,7 @@ def _open(out, p, parts, parts_at, rows, keys, i):
 
 @njit(**leaf)
 def features(out, at, which, parts, parts_at, rows, keys, status, tier, values):
-    """REST + f: what stands before feature f; the last part closes the line. values f4[n, F]."""
+    """REST + f: what stands before feature f; REST + F + tier: closes the line. values f4[n, F]."""
     p = m = 0
     for i in range(rows.shape[0]):
         if status[i] == LATE or tier[i] == SILENT:
@@ -244,7 +244,7 @@ def features(out, at, which, parts, parts_at, rows, keys, status, tier, values):
         for f in range(values.shape[1]):
             p = put_part(out, p, parts, parts_at, REST + f)
             p = put_number(out, p, np.float64(values[i, f]), 9)
-        p = put_part(out, p, parts, parts_at, REST + values.shape[1])
+        p = put_part(out, p, parts, parts_at, REST + values.shape[1] + np.int64(tier[i]))
         which[m] = i
         m += 1
         at[m] = p

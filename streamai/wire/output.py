@@ -1,10 +1,10 @@
 """Scored -> values of the output topics: deterministic bytes, and what a reader of them needs.
 
-features         {"id","key","event_ts_ns","features":{name: number or null},"plan"}
+features         {"id","key","event_ts_ns","features":{name: number or null},"tier","model","plan"}
 recommendations  {"id","key","event_ts_ns","items":[id],"scores":[number],"tier","model","plan","catalogue"}
 signals          {"id","key","event_ts_ns","mid","signals":{horizon:{"signal","confidence"}},"target","tier",
                  "model","plan"}
-scores           {"id","key","event_ts_ns","scores":[number or null],"tier","plan"}
+scores           {"id","key","event_ts_ns","scores":[number or null],"tier","model","plan"}
 
 id is topic/partition/offset of the event. model, plan and catalogue are digests (null: there is none).
 Late events and those of tier SILENT give no value. At tier PRIOR signals is {} and target null.
@@ -117,11 +117,12 @@ class Encoder:
         return self._run(kernel.scores, scored, parts, room, scored.scores)
 
     def _features_text(self) -> list[str]:
-        plan = f'}},"plan":{_json(self.plan)}}}'
+        digests = f'"model":{_json(self.model)},"plan":{_json(self.plan)}}}'
+        ends = [f'}},"tier":"{TIER_NAMES[t]}",{digests}' for t in Tier]
         if not self.feature_names:
-            return [',"features":{' + plan]
+            return [',"features":{' + end for end in ends]
         names = [f"{_json(name)}:" for name in self.feature_names]
-        return [',"features":{' + names[0], *("," + name for name in names[1:]), plan]
+        return [',"features":{' + names[0], *("," + name for name in names[1:]), *ends]
 
     def _recommendations_text(self) -> list[str]:
         digests = f',"model":{_json(self.model)},"plan":{_json(self.plan)}'
@@ -137,7 +138,8 @@ class Encoder:
         ]  # fmt: skip
 
     def _scores_text(self) -> list[str]:
-        return [',"scores":[', *(f'],"tier":"{TIER_NAMES[t]}","plan":{_json(self.plan)}}}' for t in Tier)]
+        digests = f'"model":{_json(self.model)},"plan":{_json(self.plan)}}}'
+        return [',"scores":[', *(f'],"tier":"{TIER_NAMES[t]}",{digests}' for t in Tier)]
 
     def _of(self, output: str, scored: Scored, text) -> Parts:
         partition = scored.events.partition
@@ -174,7 +176,7 @@ def parse_id(value: bytes) -> tuple[str, int, int]:
 
 
 def tier_of(value: bytes) -> Tier | None:
-    """The tier in an output value; None where it has none (features)."""
+    """The tier in an output value; None where it has none."""
     at = value.rfind(b'"tier":"')  # a quote inside a key or id is escaped, so this is the field
     if at < 0:
         return None
