@@ -166,5 +166,8 @@ def _head(flow, model, everything, parts, vocab, options, console) -> tuple[dict
         flow = flow.but(model=draft, catalogue=catalogue)
         logged = log_candidates(flow, parts.feed, parts.target, hide_seen=options.hide_seen, console=console)
         plan = Engine(flow.but(decide=None), rows_max=64).plan_digest
+    if options.protocol == "leave-one-out":
+        # fed by length of history: what is held out for choosing the epoch must not be the longest only
+        logged = logged.rows(np.random.default_rng(options.recipe.seed).permutation(len(logged)))
     arrays, figures = fit_head(logged, model.shape.d, seed=options.recipe.seed, console=console)
     return arrays, figures, plan
