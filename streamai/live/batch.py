@@ -46,7 +46,12 @@ class Pace:
     """How often state is written, and how long an event may take."""
 
     checkpoint_ns: int = 200_000_000
-    checkpoint_events: int = 4096
+    checkpoint_events: int = 65_536
     sync_ns: int = 1_000_000_000
     budget_ns: int = 5_000_000
     batch_max: int = 256
+
+    @property
+    def publish_ns(self) -> int:
+        """How long outputs may gather, and the event loop wait, while a long batch is worked on."""
+        return min(20_000_000, max(2_000_000, self.budget_ns // 5))

@@ -27,7 +27,7 @@ from streamai.scored import LATE
 
 log = logging.getLogger("streamai.live")
 
-YIELD_NS = 2_000_000  # let heartbeats and acknowledgements through this often
+CHECKPOINT_REST = 40  # at least so many times as long as the last write until the next barrier
 POISON_RUN_MAX = 16  # so many events in a row that fail: it is the flow, not the events
 
 
@@ -79,7 +79,7 @@ class Pump:
         self._sent: deque[tuple[int, asyncio.Future, int]] = deque()
         self._pending = None  # the checkpoint that waits for acknowledgements
         self._barrier_ns = self._sync_ns = self._yield_ns = self.clock.monotonic_ns()
-        self._since_barrier = 0
+        self._since_barrier = self._write_ns = 0
         self._note()
 
     # --- taking a batch
@@ -148,7 +148,7 @@ class Pump:
             at += len(scored)
             self._since_barrier += len(scored)
             self._keep()
-            if took - self._yield_ns > YIELD_NS:
+            if took - self._yield_ns > self.pace.publish_ns:
                 self._yield_ns = took
                 await self._publish()
                 await asyncio.sleep(0)
@@ -238,7 +238,9 @@ class Pump:
 
     def _keep(self) -> None:
         now = self.clock.monotonic_ns()
-        due = now - self._barrier_ns >= self.pace.checkpoint_ns
+        # a write must not take more than a share of the time, however fast events come
+        wait_ns = max(self.pace.checkpoint_ns, CHECKPOINT_REST * self._write_ns)
+        due = now - self._barrier_ns >= wait_ns
         if self._pending is None and (due or self._since_barrier >= self.pace.checkpoint_events):
             self._barrier()
         self._settle()
@@ -265,7 +267,8 @@ class Pump:
             self.engine.written(self._pending)
             self.fence, self._pending = self._pending.fence, None
             self._poison = {o: stack for o, stack in self._poison.items() if o >= self.fence}
-            self.stats.stages["checkpoint"].add(self.clock.monotonic_ns() - began)
+            self._write_ns = self.clock.monotonic_ns() - began
+            self.stats.stages["checkpoint"].add(self._write_ns)
 
     async def _write_now(self) -> None:
         """Checkpoint now, and wait for it: the slab has no clean row, or the partition is leaving."""
