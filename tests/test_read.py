@@ -65,6 +65,7 @@ def test_a_date_and_a_time_since_midnight(tmp_path):
     path = write(tmp_path, day=[dt.date(2013, 10, 7)], time_ms=[1500], instrument=["BAC"])
     utc = int(dt.datetime(2013, 10, 7, tzinfo=dt.UTC).timestamp()) * 10**9 + 1500 * 10**6
     assert read_events(path, MARKET, ["event_ts_ms=day+time_ms"])["event_ts_ns"][0] == utc
+    assert read_events(path, MARKET, ["event_ts=day"])["event_ts_ns"][0] == utc - 1500 * 10**6
     assert read_events(path, MARKET, ["event_ts_ms=2013-10-07+time_ms"])["event_ts_ns"][0] == utc
     zoned = Mapping.parse(["event_ts_ms=day+time_ms"], zone="America/New_York")
     assert read_events(path, MARKET, zoned)["event_ts_ns"][0] == utc + 4 * 3600 * 10**9

@@ -22,6 +22,11 @@ def add(subparsers) -> None:
     p.add_argument("--events", required=True, help="parquet, csv, ndjson or MovieLens .dat")
     p.add_argument("--protocol", default="prequential", choices=("leave-one-out", "prequential"))
     p.add_argument("--model", help="weights file in place of the flow's; 'none' = without")
+    p.add_argument(
+        "--trained-elsewhere",
+        action="store_true",
+        help="the model was trained on other events, as the demo's was",
+    )
     p.add_argument("--items", help="catalogue in place of the flow's; 'events' = the items met in the events")
     p.add_argument("--sample", type=int, default=20_000, help="lists judged by prequential; 0 = all (20000)")
     p.add_argument("--fit", type=_share, default=0.6, help="share of time that is fitted on (0.6)")
@@ -71,7 +76,7 @@ def _clicks(flow, table, args) -> dict:
     else:
         task = protocols.prequential(table, flow.schema, args.fit, args.sample, args.seed)
     with Progress("evaluate", 3 * len(task.table)) as bar:
-        report = evaluate(flow, task, lambda name, n: bar.advance(n))
+        report = evaluate(flow, task, lambda name, n: bar.advance(n), args.trained_elsewhere)
     report = {"protocol": args.protocol, **task.facts, **report}
     if not args.json:
         _print_facts(report)
@@ -85,7 +90,7 @@ def _market(flow, table, args) -> dict:
     from streamai.replay.progress import Progress
 
     with Progress("evaluate", len(table)) as bar:
-        report = evaluate(flow, table, args.fit, bar.advance)
+        report = evaluate(flow, table, args.fit, bar.advance, args.trained_elsewhere)
     if not args.json:
         _print_facts(report)
         _print_horizons(report["horizons"])

@@ -78,15 +78,22 @@ def persistence(label: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def evaluate(
-    flow: Flow, table: pl.DataFrame, share: float = 0.6, advance: Callable[[int], None] = lambda n: None
+    flow: Flow,
+    table: pl.DataFrame,
+    share: float = 0.6,
+    advance: Callable[[int], None] = lambda n: None,
+    elsewhere: bool = False,
 ) -> dict:
     """Figures by horizon of a market flow on good events in order of time, judged after `share` of it.
+
+    elsewhere  the caller knows that the model was trained on other events; else ModelError where it was
+               fitted on later ones than the cut
 
     Standard errors are over BLOCKS blocks of time, as neighbouring events are not independent.
     """
     first, last = int(table["event_ts_ns"].min()), int(table["event_ts_ns"].max())
     cut_ns = first + int((last - first) * share)
-    signals, given = _serve(flow, table, cut_ns, advance)
+    signals, given = _serve(flow, table, cut_ns, advance, elsewhere)
     bid, ask = flow.schema.crossed
     instruments = table[flow.schema.key].unique(maintain_order=True).to_list()
     out = {}
@@ -141,18 +148,19 @@ def _figures(
 
 
 def _serve(
-    flow: Flow, table: pl.DataFrame, cut_ns: int, advance: Callable[[int], None]
+    flow: Flow, table: pl.DataFrame, cut_ns: int, advance: Callable[[int], None], elsewhere: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores f4[N, 3H], and which rows have them bool[N]: only those from cut_ns on are scored."""
     engine = Engine(flow.but(decide=None))
     if engine.model is None:
         raise InputError(f"flow {flow.name!r} has no model and gives no signal; name one with --model")
     until = engine.model.header.get("metrics", {}).get("fitted_until_ns")
-    if until is None or until > cut_ns:
+    if not elsewhere and (until is None or until > cut_ns):
         raise ModelError(
             f"{engine.model.path} was fitted on events up to {until}; judged is what comes from {cut_ns} on. "
             "Train one with `streamai train ... --protocol prequential` on the same events and name it with "
-            "--model, or judge a later part with --fit"
+            "--model; judge a later part with --fit; or, if it was trained on other events than these, give "
+            "--trained-elsewhere"
         )
     decoder = Decoder(flow.schema, None)
     n, width = len(table), 3 * len(flow.horizons)

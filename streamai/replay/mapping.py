@@ -4,7 +4,7 @@ A mapping is written as the command line writes it, `target=source`:
 
     user_id=visitor                 a column under another name
     event_ts_ms=time                the unit is in the target's name: _s, _ms, _us, _ns
-    event_ts=created_at             a date-time column, which carries its own unit and zone
+    event_ts=created_at             a date-time column, which carries its own unit and zone; a date: its midnight
     event_ts_ms=date+time_ms        a date column (or a date, 2012-06-21) and a time since its midnight
     bid=bid_price_1e4/10000         a number, divided or multiplied
     kind==click                     the same for every row
@@ -215,7 +215,7 @@ def _time(mapping: Mapping, table: pl.Schema, where: str) -> tuple[pl.Expr, bool
         source = _column(mapping.fields["position"], "position", table, where)
         step = pl.col(source).cast(pl.Int64, strict=False) * NS_PER_UNIT["s"]
         return (POSITION_EPOCH_NS + step).alias("event_ts_ns"), True
-    dates = [n for n, t in table.items() if isinstance(t, pl.Datetime)]
+    dates = [n for n, t in table.items() if isinstance(t, pl.Datetime) or t == pl.Date]
     hint = "--map event_ts_ms=COLUMN (or _s, _us, _ns: the column's unit)"
     if dates:
         hint = f"--map event_ts={dates[0]}"
@@ -233,6 +233,8 @@ def _when(source: str, target: str, zone: str, table: pl.Schema, where: str) -> 
     kind = table[_column(source, target, table, where)]
     if isinstance(kind, pl.Datetime):
         return _utc(pl.col(source), kind.time_zone, zone).alias("event_ts_ns")
+    if kind == pl.Date:  # its midnight
+        return _utc(pl.col(source), None, zone).alias("event_ts_ns")
     if not unit:
         if kind != pl.String:
             raise InputError(

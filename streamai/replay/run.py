@@ -219,7 +219,7 @@ def mapping_given(mapping: Mapping | Iterable[str] | None) -> bool:
 
 
 def split(rows: Rows, next_offset: np.ndarray) -> Iterator[Records]:
-    """Rows by partition, in order; next_offset i8[partitions] is counted on. Their Kafka time is unknown: 0."""
+    """Rows by partition, in order; next_offset i8[partitions] is counted on. Kafka time: unknown (0)."""
     for partition in np.unique(rows.partition).tolist():
         mine = np.flatnonzero(rows.partition == partition)
         values = [rows.values[i] for i in mine.tolist()] if len(mine) < len(rows) else rows.values
