@@ -290,6 +290,16 @@ class FeatureView:
         if not cls.features:
             raise DeclarationError(f"{cls.__name__}: no feature in the class body")
 
+    @classmethod
+    def compute(cls, events, mapping=None):
+        """The features after each event of a polars DataFrame, in its order, by the engine's own kernel.
+
+        mapping: where columns have other names, as in `streamai replay --map`: ["user_id=visitor", ...].
+        """
+        from streamai.replay.table import compute_view
+
+        return compute_view(cls, events, mapping)
+
 
 def compile_views(views: Sequence[type[FeatureView]], schema: Schema) -> Plan:
     """The tables that kernels/windows.py runs on; for views of one key. No view: an empty plan."""

@@ -13,13 +13,14 @@ import platform
 import sys
 import time
 
-MODULES = ("features", "wire", "model", "step", "checkpoint", "live", "backtest", "recovery", "peers")
+MODULES = ("features", "wire", "model", "step", "live", "backtest", "recovery", "peers")
 GROUPS = {
     "decode": "wire",
     "encode": "wire",
     "lm": "model",
     "scan": "model",
     "counts": "model",
+    "checkpoint": "step",
     "peer": "peers",
 }
 """Module of a name's first part, where it is not the part itself."""
