@@ -295,6 +295,14 @@ def test_half_open_windows():
     assert column_of(view, CLICKS, events, "session") == [1, 2, 3, 1]
 
 
+def test_an_older_event_joins_the_newest_session_or_none():
+    view = view_of(CLICKS, {"session": count(session="10s"), "interval": count(tumbling="1m")})
+    events = [Event(START + s * SECOND, VIEW, 0, (NAN,) * 3) for s in (100, 90, 91, 85, 104, 72)]
+    assert column_of(view, CLICKS, events, "session") == [1, 1, 2, 3, 4, 4]
+    assert START % (60 * SECOND) == 20 * SECOND  # so that a minute begins at 100
+    assert column_of(view, CLICKS, events, "interval") == [1, 1, 1, 1, 2, 2]
+
+
 def test_same_bits_whenever_the_state_is_moved():
     """The cells are the whole state: copied away and back between any two events, nothing changes."""
     rng = np.random.default_rng(3)
