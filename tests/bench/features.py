@@ -27,9 +27,10 @@ from streamai.engine import Engine
 from streamai.events import CLICKS, EVENT, MARKET, TRADE, Events
 from streamai.flow import Flow
 from streamai.kernels.index import hash_all
+from streamai.wire.codec import Codec
 from tests.bench import names, peers, streams
 
-BATCH, TURNS, LIMIT = 256, 3, 2_000_000
+BATCH, TURNS, LIMIT, JSON_LIMIT = 256, 3, 2_000_000, 600_000
 DAY_NS = 86_400 * 10**9
 
 
@@ -152,6 +153,36 @@ def w1() -> list[dict]:
     saw, rough, _ = _row("features/w1_sawtooth", "w1", Clicks, events, keys)
     saw["mean_excess"] = round(float(rough[:, :2].sum() / out[:, :2].sum() - 1), 4)
     return [exact, saw]
+
+
+@names("features/w1_json")
+def w1_json() -> dict:
+    """W1 with JSON bytes in and out: decode, exact windows, encode, in the same batches."""
+    lines = streams.w1_json()
+    day_before_ms = int(streams.w1()["ts_ms"][0]) - DAY_NS // 10**6
+    known = [b'{"user_id":"u%d","kind":"view","event_ts_ms":%d}' % (k, day_before_ms) for k in range(50_000)]
+
+    def feed(engine: Engine, codec: Codec, values: list[bytes]) -> float:
+        """CPU seconds from bytes to bytes."""
+        offsets, now_ns = np.arange(len(values)) + engine.position, np.full(len(values), time.time_ns())
+        began = time.process_time()
+        for at in range(0, len(values), BATCH):
+            cut = slice(at, at + BATCH)
+            events = codec.decoder.decode(values[cut], offsets[cut], now_ns[cut], "clicks", 0)
+            codec.encode(engine.step(events, Tier.FULL))
+        return time.process_time() - began
+
+    def turn() -> float:
+        engine = Engine(Flow("bench", "clicks", [ExactClicks], ring=1), rows_max=50_000, batch_max=BATCH)
+        codec = Codec(engine.flow, engine)
+        feed(engine, codec, known)
+        return feed(engine, codec, lines)
+
+    rate = round(len(lines) / min(turn() for _ in range(TURNS)))
+    row = {"name": "features/w1_json", "value": rate, "unit": "events/s", "n": len(lines)}
+    row["limit"] = JSON_LIMIT
+    row["peer"] = "msgspec and numba, hand-written"
+    return row | {"peer_value": round(peers.json_events_per_s(lines))}
 
 
 @names("features/w2")
