@@ -54,7 +54,7 @@ class Logged:
 class RankingHead(nn.Module):
     """The head's function; starts as the LM's logit plus `alpha` times the log counts score."""
 
-    def __init__(self, z_std: np.ndarray, inputs: int, hidden: int, alpha: float = 0.3) -> None:
+    def __init__(self, z_std: np.ndarray, inputs: int, hidden: int, alpha: float = 1.0) -> None:
         super().__init__()
         w = torch.zeros(len(z_std))
         w[0], w[1] = float(z_std[0]), alpha * float(z_std[1])
