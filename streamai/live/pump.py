@@ -75,8 +75,8 @@ class Pump:
         self.fence = self.acked = self.engine.position
         self._next_offset = self.engine.position
         self._outbox: dict[str, list[Chunk]] = {}
-        # (outputs below this offset, done when they are safe, when they were handed over)
-        self._sent: deque[tuple[int, asyncio.Future, int]] = deque()
+        # (outputs below this offset, done when they are safe)
+        self._sent: deque[tuple[int, asyncio.Future]] = deque()
         self._pending = None  # the checkpoint that waits for acknowledgements
         self._barrier_ns = self._sync_ns = self._yield_ns = self.clock.monotonic_ns()
         self._since_barrier = self._write_ns = 0
@@ -217,14 +217,15 @@ class Pump:
         position, outputs = self.engine.position, self._outbox
         if outputs:
             self._outbox = {}
-            epoch, began = self.epoch, self.clock.monotonic_ns()
+            epoch, began, ack = self.epoch, self.clock.monotonic_ns(), self.stats.stages["ack"]
             done = await self.sink.publish(self.partition, outputs)
+            done.add_done_callback(lambda _: ack.add(self.clock.monotonic_ns() - began))
             if epoch == self.epoch:
-                self._sent.append((position, done, began))
+                self._sent.append((position, done))
         elif not self._sent:
             self.acked = position
         else:
-            self._sent.append((position, self._sent[-1][1], self._sent[-1][2]))
+            self._sent.append((position, self._sent[-1][1]))
 
     # --- checkpoints
 
@@ -254,13 +255,11 @@ class Pump:
 
     def _settle(self) -> None:
         """Take acknowledgements in order; write the checkpoint whose outputs are all safe."""
-        now = self.clock.monotonic_ns()
         while self._sent and self._sent[0][1].done():
-            position, done, began = self._sent[0]
+            position, done = self._sent[0]
             done.result()  # raises what the publish raised, now and ever after: the fence stays
             self._sent.popleft()
             self.acked = position
-            self.stats.stages["ack"].add(now - began)
         if self._pending is not None and self.acked >= self._pending.fence:
             began = self.clock.monotonic_ns()
             self.engine.store.write(self._pending)
@@ -274,7 +273,7 @@ class Pump:
         """Checkpoint now, and wait for it: the slab has no clean row, or the partition is leaving."""
         await self._publish()
         while True:
-            for _, done, _ in list(self._sent):
+            for _, done in list(self._sent):
                 await asyncio.wait([done])
             self._settle()
             if self.fence >= self.engine.position:
@@ -338,7 +337,7 @@ class Pump:
                 self._poison[first] = "".join(traceback.format_exception(error))
             self._suspect = first
         self._careful_until = max(self._careful_until, last + 1)
-        for _, done, _ in self._sent:  # those outputs are sent again under the same ids
+        for _, done in self._sent:  # those outputs are sent again under the same ids
             done.add_done_callback(lambda f: f.cancelled() or f.exception())
         self.epoch += 1
         self._open()
