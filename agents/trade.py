@@ -13,19 +13,19 @@ from streamai.deadline import Tier
 
 DATA = Path(__file__).parent.parent / "replay_data"
 HORIZON = 1  # of flow.horizons: 1 s
-ENTER = 0.35  # p(up) - p(down) from which the position is worth its spread
+ENTER = 0.5  # |p(up) - p(down)| from which a position is taken, and the opposite one given up
 
 
 def target(scored, events):
-    """Position wanted, in units: 1 long, -1 short, 0 flat, NaN no opinion.
+    """Position wanted, in units: 1 long, -1 short, NaN as it is.
 
-    scored.scores [n, 3 H] f4: p(down), p(flat), p(up) of every horizon. A tier below RANK abstains: a stale
-    or missing score is never an order.
+    scored.scores [n, 3 H] f4: p(down), p(flat), p(up) of every horizon. Between the thresholds the position
+    is held, as giving it up costs half a spread. A tier below RANK abstains: a stale score is never an order.
     """
     down, up = scored.scores[:, 3 * HORIZON], scored.scores[:, 3 * HORIZON + 2]
     edge = up - down
-    wanted = np.sign(edge) * (np.abs(edge) > ENTER)
-    return np.where(scored.tier >= Tier.RANK, wanted, np.nan)
+    sure = (np.abs(edge) > ENTER) & (scored.tier >= Tier.RANK)
+    return np.where(sure, np.sign(edge), np.nan)
 
 
 flow = Flow(

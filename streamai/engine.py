@@ -94,9 +94,11 @@ class Engine:
         the rest). Arrays of the result are overwritten by the next step.
         """
         n = min(len(events), self.batch_max, self.counts.room())
-        events = events[:n]
+        if n < len(events):
+            events = events[:n]
         n = self.slab.locate(events, self.arrays["slots"], self.store.load)
-        events = events[:n]
+        if n < len(events):
+            events = events[:n]
         if np.isscalar(tiers) or isinstance(tiers, Tier):
             self.tiers[:n] = tiers
         else:

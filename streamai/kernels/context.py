@@ -41,7 +41,7 @@ TABLES = (
 )  # fmt: skip
 
 STATE = (
-    "rows_f8", "rows_i8", "rows_f4", "rows_u1", "rows_u8",  # five views of one slab
+    "flat_f8", "rows_f8", "rows_i8", "rows_f4", "rows_u1", "rows_u8",  # views of one slab
     "dirty", "dirty_slots", "recent",
     "items_f8", "items_i8", "item_dirty", "item_dirty_list",  # cell 0 of an item's row: newest event time
     "ids", "w", "pop", "fast", "norm", "top_pop", "top_fast",  # counts, see kernels/counts.py
@@ -51,7 +51,7 @@ STATE = (
 )  # fmt: skip
 
 WORK = (
-    "slots", "x", "lm", "side", "side_f4", "q", "hist",
+    "slots", "gaps", "x", "lm", "side", "side_f4", "q", "hist",
     "acc", "touched", "stamp", "age", "exclude",
     "words", "top", "top_s", "best", "best_s", "cand", "cand_s", "z", "found", "user",
     "status", "features", "hidden", "items", "scores",

@@ -15,7 +15,8 @@ def of_state(slab, counts, catalogue, item_plan: Plan, digest: int) -> dict[str,
     clock = np.zeros(c.CLOCK_SIZE, "i8")
     clock[c.LEARN] = 1
     return {
-        "rows_f8": slab.view("f8"), "rows_i8": slab.view("i8"), "rows_f4": slab.view("f4"),
+        "flat_f8": slab.view("f8").reshape(-1), "rows_f8": slab.view("f8"),
+        "rows_i8": slab.view("i8"), "rows_f4": slab.view("f4"),
         "rows_u1": slab.rows, "rows_u8": slab.view("u8"),
         "dirty": slab.dirty, "dirty_slots": slab.dirty_slots, "recent": slab.recent,
         "items_f8": items, "items_i8": items.view("i8"),
@@ -41,7 +42,7 @@ def of_work(
     recommends = shape[c.MODE] == c.CLICKS
     pool = 16 + 4 * int(shape[c.SCANNED])
     return {
-        "slots": np.zeros(batch_max, "i4"),
+        "slots": np.zeros(batch_max, "i4"), "gaps": np.zeros(batch_max, "i4"),
         "x": np.zeros(max(plan.scratch, item_plan.scratch, 1), "f8"),
         "lm": np.zeros(16 * d + 4 * m, "f4"), "side": np.zeros(8, "i1"), "side_f4": np.zeros(8, "f4"),
         "q": np.zeros(d, "f4"),

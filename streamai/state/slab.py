@@ -137,7 +137,8 @@ class Slab:
     def _fill(self, slot: int, h0: np.uint64, h1: np.uint64, key: bytes, value: bytes | None) -> None:
         row = self.rows[slot]
         if value is None:
-            row[:] = 0
+            if self.evicted:  # else the row is as it was allocated, and not yet backed by memory
+                row[:] = 0
         else:
             at = 2 + int.from_bytes(value[:2], "little")
             if len(value) - at != row.size:
