@@ -52,6 +52,9 @@ def test_mean_and_error():
     mean, error = m.mean_and_error(np.array([0.0, 1.0, 1.0, 0.0]))
     assert mean == 0.5 and error == pytest.approx(np.sqrt(1 / 3) / 2)
     assert np.isnan(m.mean_and_error(np.array([]))[0])
+    # two lists of two equal targets are two draws, not four
+    values, lists = np.array([0.0, 0.0, 1.0, 1.0]), np.array([0, 0, 1, 1])
+    assert m.mean_and_error(values, lists)[1] == pytest.approx(m.mean_and_error(np.array([0.0, 1.0]))[1])
 
 
 def test_gini():

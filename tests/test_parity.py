@@ -28,7 +28,8 @@ def replayed(path, values=VALUES, topic="recommendations"):
         places = [(k % 2, k // 2) for k in range(n)]
         for name in (topic, "features"):
             file.write(
-                partition=[p for p, _ in places], offset=[o for _, o in places], topic=[name] * n, value=values,
+                partition=[p for p, _ in places], offset=[o for _, o in places], topic=[name] * n,
+                value=values,
                 tier=[3] * n,
             )  # fmt: skip
     return path

@@ -68,13 +68,21 @@ def mrr(ranks: np.ndarray, k: int) -> np.ndarray:
     return np.where(ranks <= k, 1.0 / np.maximum(ranks, 1), 0.0)
 
 
-def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """Mean and its standard error; (nan, nan) of nothing, error nan of one."""
+def mean_and_error(values: np.ndarray, group: np.ndarray | None = None) -> tuple[float, float]:
+    """Mean and its standard error; (nan, nan) of nothing, error nan of one.
+
+    group i8[n], ascending: values of one group (the targets of one list) are not independent, and count as
+    one draw (cluster-robust error of a mean).
+    """
     n = len(values)
     if n == 0:
         return float("nan"), float("nan")
-    error = float(np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
-    return float(np.mean(values)), error
+    mean = float(np.mean(values))
+    off = values - mean
+    if group is not None:
+        off = np.add.reduceat(off, np.flatnonzero(np.concatenate([[True], group[1:] != group[:-1]])))
+    k = len(off)
+    return mean, float(np.sqrt(off @ off * k / (k - 1)) / n) if k > 1 else float("nan")
 
 
 def gini(exposures: np.ndarray) -> float:

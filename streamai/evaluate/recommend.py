@@ -58,21 +58,21 @@ class Tally:
 
     def report(self, repeat: np.ndarray, available: int) -> dict:
         """repeat bool[T]: targets that the key had before, which `new` does not count."""
+        group = np.repeat(np.arange(len(self.at) - 1), np.diff(self.at))
+        use = {"all": np.ones(len(repeat), bool), "new": ~repeat}
         return {
-            mode: _figures(
-                self.rank[mode][~repeat] if mode == "new" else self.rank[mode], self.shown[mode], available
-            )
+            mode: _figures(self.rank[mode][use[mode]], group[use[mode]], self.shown[mode], available)
             for mode in self.MODES
         }
 
 
-def _figures(ranks: np.ndarray, shown: np.ndarray, available: int) -> dict:
+def _figures(ranks: np.ndarray, group: np.ndarray, shown: np.ndarray, available: int) -> dict:
     out = {"targets": len(ranks)}
     for name, values in (
         ("hr@10", m.hits(ranks, 10)), ("hr@20", m.hits(ranks, 20)), ("ndcg@10", m.ndcg(ranks, 10)),
         ("mrr@20", m.mrr(ranks, 20)),
     ):  # fmt: skip
-        out[name], out[f"{name}_se"] = m.mean_and_error(values)
+        out[name], out[f"{name}_se"] = m.mean_and_error(values, group)
     out["coverage@10"] = float(np.count_nonzero(shown) / max(available, 1))
     out["gini@10"] = m.gini(shown[:available])
     return out

@@ -4,7 +4,7 @@ A mapping is written as the command line writes it, `target=source`:
 
     user_id=visitor                 a column under another name
     event_ts_ms=time                the unit is in the target's name: _s, _ms, _us, _ns
-    event_ts=created_at             a date-time column, which carries its own unit and zone; a date: its midnight
+    event_ts=created_at             a date-time column, which carries its own unit; a date is its midnight
     event_ts_ms=date+time_ms        a date column (or a date, 2012-06-21) and a time since its midnight
     bid=bid_price_1e4/10000         a number, divided or multiplied
     kind==click                     the same for every row

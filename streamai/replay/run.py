@@ -6,6 +6,7 @@ It makes batches and carries results; what happens to an event is engine.step's,
 from __future__ import annotations
 
 import pathlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -268,11 +269,16 @@ def _cut(records: Records, skip: int) -> Records:
 def _count(step: Step, counts: Counter, causes: Counter) -> None:
     if step.scored is None:
         counts["dead"] += len(step.events.dead)
-        causes.update(d.cause for d in step.events.dead)
+        causes.update(_kind_of(d.cause) for d in step.events.dead)
         return
     late = int((step.scored.status == LATE).sum())
     silent = int(((step.scored.tier == Tier.SILENT) & (step.scored.status != LATE)).sum())
     counts.update(late=late, silent=silent, scored=len(step.scored) - late - silent)
+
+
+def _kind_of(cause: str) -> str:
+    """A dead letter's cause without its values, to be counted."""
+    return re.sub(r"\d+", "N", cause.partition(":")[0])
 
 
 def _outputs(step: Step, run: Replay, names: dict[str, str]) -> Iterator[tuple[str, dict]]:
