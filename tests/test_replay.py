@@ -86,7 +86,8 @@ def record(values, path, topic="recommendations"):
     with TableWriter(path, RECORD, topic) as file:
         n = len(values)
         file.write(
-            partition=[0] * n, offset=range(n), key=[None] * n, value=values, headers=[[]] * n, kafka_ts_ms=[1] * n
+            partition=[0] * n, offset=range(n), key=[None] * n, value=values, headers=[[]] * n,
+            kafka_ts_ms=[1] * n,
         )  # fmt: skip
 
 
