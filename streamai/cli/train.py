@@ -29,8 +29,8 @@ def add(subparsers) -> None:
     p.add_argument("--d", type=int, default=64, help="width of the LM, a multiple of 16 (64)")
     p.add_argument("--layers", type=int, default=2, help="layers of the LM (2)")
     p.set_defaults(model=None)
-    p.add_argument("--epochs", type=int, help="passes over the events (14 for clicks, 4 for a market)")
-    p.add_argument("--dropout", type=float, default=0.1, help="(0.1)")
+    p.add_argument("--epochs", type=int, help="passes over the events (30 for clicks, 4 for a market)")
+    p.add_argument("--dropout", type=float, help="(0.2 for clicks, 0.1 for a market)")
     p.add_argument("--rate", type=float, default=2e-3, help="learning rate (0.002)")
     p.add_argument("--no-time", action="store_true", help="the LM sees no time gaps")
     p.add_argument("--no-head", action="store_true", help="the LM alone")
@@ -75,11 +75,12 @@ def train_file(args, console) -> dict:
     # a position is an order, not a time
     timed = "position" not in mapping.fields or any(t in mapping.fields for t in TIMES)
     recipe = Recipe(
-        epochs=args.epochs or (4 if market else 14), rate=args.rate, seed=args.seed, threads=args.threads,
+        epochs=args.epochs or (4 if market else 30), rate=args.rate, seed=args.seed, threads=args.threads,
         window=256 if market else 200, cover=market,
     )  # fmt: skip
+    dropout = args.dropout if args.dropout is not None else (0.1 if market else 0.2)
     options = recommend.Options(
-        args.d, args.layers, args.dropout, args.protocol, args.until, timed and not args.no_time,
+        args.d, args.layers, dropout, args.protocol, args.until, timed and not args.no_time,
         args.hide_seen, not args.no_head, args.lm, recipe,
     )  # fmt: skip
     return (trade if market else recommend).train(flow, table, args.out, options, console)

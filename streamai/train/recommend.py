@@ -47,7 +47,7 @@ class Options:
 
     d: int = 64
     layers: int = 2
-    dropout: float = 0.1
+    dropout: float = 0.2
     protocol: str = "prequential"
     until: float | None = None
     time: bool = True
