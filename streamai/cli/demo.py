@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import io
 import json
 import pathlib
@@ -17,7 +18,7 @@ from streamai.errors import DeclarationError, StreamaiError
 FLOWS = ("agents.recommend", "agents.trade")
 PARTITIONS = 2
 DRAIN_S = 15.0  # without a single new outcome: something is lost
-LEAD_S = 0.3  # between the watcher's start and the first event
+LEAD_S = 0.5  # until the first event is due: the watcher is connected by then
 
 PLANTED = (
     "The events are made. The trading signal in them is planted: that it is found shows that the machinery "
@@ -150,17 +151,19 @@ async def _stream(stage, bootstrap: str, lines, seconds: float, plain: bool) -> 
         by_topic[record.topic].take(record, now_ns)
 
     watcher = asyncio.create_task(watch(bootstrap, dict.fromkeys(by_topic, PARTITIONS), take, stop))
-    start_ns = time.time_ns() + int(LEAD_S * 1e9)
-    feeder = asyncio.create_task(feed(bootstrap, [line.feed for line in lines], start_ns, stop))
+    gc.collect()
+    gc.freeze()  # a full collection over numba's heap would stop feeder and watcher for a tenth of a second
+    gc.set_threshold(50_000, 20, 100)
+    feeder = asyncio.create_task(feed(bootstrap, [line.feed for line in lines], LEAD_S, stop))
     try:
         with _screen(lines, plain) as show:
-            await _until_done(stage, lines, (watcher, feeder), start_ns + int(seconds * 1e9), show)
+            await _until_done(stage, lines, (watcher, feeder), seconds, show)
     finally:
         stop.set()
         await asyncio.gather(watcher, feeder, return_exceptions=True)
 
 
-async def _until_done(stage, lines, tasks, end_ns: int, show) -> None:
+async def _until_done(stage, lines, tasks, seconds: float, show) -> None:
     """Show what happens until all fed events have an outcome; StreamaiError when that does not come."""
     watcher, feeder = tasks
     done, moved = -1, time.monotonic()
@@ -170,7 +173,8 @@ async def _until_done(stage, lines, tasks, end_ns: int, show) -> None:
                 task.result()  # raises what it raised
         for worker in stage.workers:
             worker.check()
-        show(max(0.0, (end_ns - time.time_ns()) / 1e9))
+        began_ns = lines[0].feed.start_ns or time.time_ns()
+        show(max(0.0, seconds - (time.time_ns() - began_ns) / 1e9))
         if feeder.done() and all(line.lag() == 0 for line in lines):
             return
         now = sum(line.done for line in lines)

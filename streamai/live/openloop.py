@@ -79,11 +79,14 @@ class Feed:
             await asyncio.gather(*acks)
 
 
-async def feed(bootstrap: str, feeds: Sequence[Feed], start_ns: int, stop: asyncio.Event) -> None:
-    """Run some feeds side by side from `start_ns` on, with one producer."""
+async def feed(bootstrap: str, feeds: Sequence[Feed], lead_s: float, stop: asyncio.Event) -> None:
+    """Run some feeds side by side with one producer; the first events are due `lead_s` after it connected."""
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap, linger_ms=0)
     await producer.start()
     try:
+        for f in feeds:
+            await producer.partitions_for(f.topic)  # fetched now, or the first events would wait for it
+        start_ns = time.time_ns() + int(lead_s * 1e9)
         await asyncio.gather(*(f.run(producer, start_ns, stop) for f in feeds))
     finally:
         await producer.stop()
