@@ -35,7 +35,8 @@ def main() -> int:
         for name, source in (("recommend", "clicks"), ("trade", "market")):
             code = cli.main([
                 "train", f"agents.{name}", "--events", f"{folder}/{source}.parquet",
-                "--out", str(args.out / f"{name}.weights"), "--d", "32", "--dropout", "0.1", "--protocol", "all",
+                "--out", str(args.out / f"{name}.weights"), "--d", "32", "--dropout", "0.1",
+                "--protocol", "all",
                 "--epochs", str(args.epochs or EPOCHS[name]), "--layers", str(LAYERS[name]),
             ])  # fmt: skip
             if code:
