@@ -71,7 +71,7 @@ class State:
 
     folder: str = _setting(".streamai/state", "where the stores lie")
     rows_max: int = _setting(65_536, "rows in memory a partition", low=8, high=100_000_000)
-    checkpoint_ms: int = _setting(200, "a checkpoint this often, if writing is cheap", low=1, high=3_600_000)
+    checkpoint_ms: int = _setting(50, "a checkpoint this often, if writing is cheap", low=1, high=3_600_000)
     checkpoint_events: int = _setting(65_536, "and after so many events at most", low=1, high=100_000_000)
     fsync_ms: int = _setting(1_000, "fsync (against a power cut) this often", low=0, high=3_600_000)
 

@@ -45,7 +45,7 @@ class Batch:
 class Pace:
     """How often state is written, and how long an event may take."""
 
-    checkpoint_ns: int = 200_000_000
+    checkpoint_ns: int = 50_000_000
     checkpoint_events: int = 65_536
     sync_ns: int = 1_000_000_000
     budget_ns: int = 5_000_000

@@ -28,6 +28,7 @@ from streamai.scored import LATE
 log = logging.getLogger("streamai.live")
 
 CHECKPOINT_REST = 40  # at least so many times as long as the last write until the next barrier
+TURNS = 4
 POISON_RUN_MAX = 16  # so many events in a row that fail: it is the flow, not the events
 
 
@@ -79,6 +80,8 @@ class Pump:
         self._sent: deque[tuple[int, asyncio.Future]] = deque()
         self._pending = None  # the checkpoint that waits for acknowledgements
         self._barrier_ns = self._sync_ns = self._yield_ns = self.clock.monotonic_ns()
+        # a write holds the interpreter's lock: the partitions of a worker take turns
+        self._barrier_ns -= self.partition % TURNS * self.pace.checkpoint_ns // TURNS
         self._since_barrier = self._write_ns = 0
         self._note()
 
