@@ -19,7 +19,6 @@ from streamai.events import Events
 from streamai.feature import compile_views
 from streamai.flow import Flow
 from streamai.kernels import context as c
-from streamai.kernels import counts
 from streamai.kernels import step as kernel
 from streamai.model import tables, weights
 from streamai.scored import Scored
@@ -137,16 +136,6 @@ class Engine:
         head's inputs z f4[m, 8] (see kernels/recommend.py) and the head's scores f4[m]. Views of scratch."""
         m = int(self.arrays["found"][0])
         return self.arrays["cand"][:m], self.arrays["z"][:m], self.arrays["cand_s"][:m]
-
-    def count_scores(self, history: np.ndarray, event_ts_ns: int, out: np.ndarray) -> None:
-        """Scores of the counts alone for all items into out f4[items]: history i4[n], most recent first."""
-        a, s = self.arrays, self.state_arrays
-        m = counts.accumulate(
-            s["ids"], s["w"], s["pop"], s["norm"], self.clock, s["tau"], history,
-            min(len(history), self.flow.counts.scored), event_ts_ns, a["acc"], a["touched"],
-        )  # fmt: skip
-        out[:] = a["acc"][: len(out)]
-        counts.clear(a["acc"], a["touched"], m)
 
     # -- checkpoints
 

@@ -53,12 +53,8 @@ DERIVED = {
     "log_return": derive.LOG_RETURN,
     "square": derive.SQUARE,
     "product": derive.PRODUCT,
-    "quotient": derive.QUOTIENT,
-    "difference": derive.DIFFERENCE,
-    "log1p": derive.LOG1P,
     "item_hash": derive.ITEM_HASH,
     "value_hash": derive.VALUE_HASH,
-    "gap_ms": derive.GAP_MS,
 }
 WINDOWS = {
     "unbounded": windows.UNBOUNDED,

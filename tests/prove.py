@@ -97,7 +97,8 @@ def prove(flow: str, events: int, partitions: int, rate: float, folder: Path) ->
         command("replay", flow, "--events", str(folder / f"{source}.rec.parquet"), "--tiers", "recorded",
                 "--recorded", recorded, "--batch", str(batch), "--out", out)  # fmt: skip
         for topic, output in ((result, result), (f"{source}.features", "features")):
-            said = command("parity", str(folder / f"{topic}.rec.parquet"), out, "--topic", output, check=False)
+            record = str(folder / f"{topic}.rec.parquet")
+            said = command("parity", record, out, "--topic", output, check=False)
             rows.append({"flow": flow, "topic": topic, "batch": batch, "partitions": partitions, **said})
     return rows
 

@@ -16,9 +16,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = [
     {"errors", "settings", "clock"},
     {"kernels"},
-    {"declaration", "feature", "microstructure", "plan", "flow", "catalogue", "deadline", "events", "scored"},
-    {"state"},
-    {"model", "wire"},
+    {"declaration", "feature", "microstructure", "plan", "flow", "catalogue", "deadline", "events", "scored",
+     "layout"},
+    {"state", "model", "wire"},
     {"engine"},
     {"live", "replay", "broker"},
     {"evaluate", "backtest", "train", "report"},

@@ -8,8 +8,9 @@ from streamai.deadline import Tier
 from streamai.engine import Engine, open_engine
 from streamai.errors import StateError
 from streamai.flow import Counts, Flow
+from streamai.layout import Layout
 from streamai.state.counts import RUNS
-from streamai.state.slab import Layout, Slab
+from streamai.state.slab import Slab
 from streamai.state.store import MemoryStore, Store
 from tests.made import ITEMS, clicks, random_model
 

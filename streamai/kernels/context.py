@@ -10,7 +10,7 @@ from numba.experimental import structref
 
 from . import jit
 
-# Tables.shape: sizes and places in a row; see streamai.state.slab.Layout
+# Tables.shape: sizes and places in a row; see streamai.layout.Layout
 (
     KEY_CELLS, KEY_F, ITEM_F, PLAN_AT, BOOK_AT, RING_AT, RING, ENTRY, LM_AT, LM_FLOATS, MODE, SIDES, TOP_K,
     CANDIDATES, SCANNED, POPULAR, HIST, SCORED_ITEMS, EXCLUDE_SEEN, HAS_LM, HAS_HEAD, DISORDER, LOG_MAX,

@@ -19,12 +19,8 @@ ORDER_FLOW = 5  # Cont, Kukanov and Stoikov 2014, from two books
 LOG_RETURN = 6  # log(a / previous a)
 SQUARE = 7
 PRODUCT = 8
-QUOTIENT = 9
-DIFFERENCE = 10
-LOG1P = 11
-ITEM_HASH = 12  # 52 bits of the item's hash; NaN without item
-VALUE_HASH = 13  # 52 bits of the value's hash
-GAP_MS = 14  # ms since the key's newest event; NaN for the first
+ITEM_HASH = 9  # 52 bits of the item's hash; NaN without item
+VALUE_HASH = 10  # 52 bits of the value's hash
 
 CELLS = {ORDER_FLOW: 5, LOG_RETURN: 1}
 
@@ -76,7 +72,7 @@ def log_return(cells, at, price):
 
 
 @njit(**leaf)
-def of_event(derived, d, cells, x, kind, item_hash, gap_ns, old):
+def of_event(derived, d, cells, x, kind, item_hash, old):
     """Value of derived column d. derived[d]: op, four indices into x, mask of kinds, cell."""
     op = derived[d, 0]
     if (derived[d, 5] >> kind) & 1 == 0:
@@ -93,20 +89,12 @@ def of_event(derived, d, cells, x, kind, item_hash, gap_ns, old):
         return _mix(item_hash) if item_hash != 0 else np.nan
     if op == VALUE_HASH:
         return _mix(bits_of_f8(a + 0.0)) if a == a else np.nan
-    if op == GAP_MS:
-        return gap_ns * 1e-6 if gap_ns >= 0 else np.nan
     if op == IMBALANCE:
         return (a - b) / (a + b) if a + b != 0.0 else np.nan
     if op == SPREAD_BP:
         return 2e4 * (b - a) / (a + b)
     if op == PRODUCT:
         return a * b
-    if op == QUOTIENT:
-        return a / b if b != 0.0 else np.nan
-    if op == DIFFERENCE:
-        return a - b
-    if op == LOG1P:
-        return log_f8(1.0 + a) if a > -1.0 else np.nan
     bid_size = x[derived[d, 3]]
     ask_size = x[derived[d, 4]]
     if op == WEIGHTED_MID:

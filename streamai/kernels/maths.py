@@ -135,13 +135,6 @@ def silu_f4(x):
 
 
 @njit(**jit)
-def softplus_f4(x):
-    """log(1 + exp(x)), 6 ulp; never negative."""
-    a = x if x < _ZERO4 else -x
-    return (x if x > _ZERO4 else _ZERO4) + log1p_f4(exp_f4(a))
-
-
-@njit(**jit)
 def _exp_of_remainder(r):
     """exp on |r| <= 0.35 by its series to the 13th power: what is left out is below 4e-18."""
     p = 1.0 / 6227020800.0

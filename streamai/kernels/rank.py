@@ -14,8 +14,6 @@ from .maths import bits_of_f4, exp_f4
 _f4 = np.float32
 _ZERO, _ONE = _f4(0), _f4(1)
 _load, _splat, _fma, _dot = simd.load, simd.splat, simd.fma, simd.dot_pairs
-Z = 8
-"""Inputs of the head that belong to a candidate."""
 
 
 @njit(**jit)

@@ -75,7 +75,7 @@ def _candidates(T, S, W, n_hist, t, tier):
 
 @njit(**jit)
 def _inputs(T, S, W, n):
-    """The head's inputs of every candidate, f4[n, 8]: see README of the model, `train/head.py`."""
+    """The head's inputs of every candidate, f4[n, 8], in the order of `Z_NAMES` in train/head.py."""
     most, fast_most = _most(S.pop, S.top_pop), _most(S.fast, S.top_fast)
     if T.shape[c.HAS_LM] != 0:
         rank.rescore(T.item, T.bias, W.q, W.cand, n, W.cand_s)

@@ -62,7 +62,7 @@ def take(
     """Events first .. last - 1: status, features, gap bucket; marks rows dirty, moves the watermark.
 
     alone: the flow has nothing but features, so the ring is written here too; else the caller goes on with
-    the event and calls `seen`. Array names as in `context`; gaps i4[B] is the time gap's bucket.
+    the event and calls `push`. Array names as in `context`; gaps i4[B] is the time gap's bucket.
     """
     row_cells = rows_f8.shape[1]
     for i in range(first, last):

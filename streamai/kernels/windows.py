@@ -240,12 +240,11 @@ def update(
     """
     now = max(t, last_ts)
     old = t < last_ts
-    gap = (now - last_ts) if last_ts != 0 else -1
     for c in range(columns.size):
         x[c] = columns[c]
     at = columns.size
     for d in range(derived.shape[0]):
-        x[at] = derive.of_event(derived, d, cells_f8, x, kind, item_hash, gap, old)
+        x[at] = derive.of_event(derived, d, cells_f8, x, kind, item_hash, old)
         at += 1
     _accumulate(acc, acc_p, cells_f8, cells_i8, t, last_ts, kind, x)
     for o in range(out.shape[0]):

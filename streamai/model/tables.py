@@ -15,9 +15,9 @@ from streamai.flow import Flow
 from streamai.kernels import context as c
 from streamai.kernels import rank
 from streamai.kernels.lm import UNKNOWN
+from streamai.layout import BOOK_CELLS, HEADER_CELLS, Layout
 from streamai.model.weights import Weights, number, shaped
 from streamai.plan import Plan
-from streamai.state.slab import BOOK_CELLS, HEADER_CELLS, Layout
 
 SCANNED = 64
 """Best items of the catalogue scan that are scored exactly."""

@@ -26,12 +26,12 @@ Z_NAMES = (
     "log_age_events",
     "price_z",
 )
-"""Inputs of a candidate, in order (`kernels/step.py` makes them)."""
+"""Inputs of a candidate, in order (`kernels/recommend.py` makes them)."""
 
 
 @dataclass(frozen=True)
 class Logged:
-    """Candidates as the engine met them, one row a scored event, from before the event changed anything.
+    """Candidates for the key's next item as the engine met them, one row a scored event, after that event.
 
     z         f4[n, C, 8]  inputs of each candidate (Z_NAMES)
     count     i4[n]        how many of the C are real; the rest is padding

@@ -13,7 +13,7 @@ import platform
 import sys
 import time
 
-MODULES = ("features", "wire", "model", "step", "live", "backtest", "recovery", "peers")
+MODULES = ("features", "wire", "model", "step", "live", "backtest", "peers")
 GROUPS = {
     "decode": "wire",
     "encode": "wire",
