@@ -55,7 +55,7 @@ class Engine:
         self.item_plan = compile_views(flow.item_views, flow.schema)
         self.model = None if flow.model is None else weights.read(flow.model)
         if self.model is not None:
-            tables.check(flow, self.model)
+            tables.check(flow, self.model, self.plan_digest)
         self.catalogue = _catalogue(flow, self.store.vocabulary())
         self.layout = tables.layout_of(flow, self.plan, self.model)
         self.slab = Slab(rows_max, self.layout)
@@ -102,7 +102,9 @@ class Engine:
             self.tiers[:n] = tiers
         else:
             self.tiers[:n] = tiers[:n]
-        kernel.step(self.tables, self.state, self.work, events.rows, events.columns, self.tiers[:n])
+        # with a scorer of the user's own the kernel makes state only
+        work = self.tiers[:n] if self.flow.scorer is None else self.silence[:n]
+        kernel.step(self.tables, self.state, self.work, events.rows, events.columns, work)
         if n:
             self.position = int(events.rows["offset"][n - 1]) + 1
         scored = self._scored(events, n)
@@ -226,6 +228,7 @@ class Engine:
         )
         self.work = c.work(self.arrays)
         self.tiers = np.zeros(self.batch_max, "u1")
+        self.silence = np.full(self.batch_max, Tier.SILENT, "u1")
         self.target = np.full(self.batch_max, np.nan)
 
     def _score_width(self) -> int:

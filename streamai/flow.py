@@ -12,6 +12,7 @@ from pathlib import Path
 from streamai.deadline import Tier
 from streamai.errors import DeclarationError
 from streamai.events import SCHEMAS, Schema
+from streamai.kernels.counts import WINDOW
 
 HORIZONS = ("100ms", "1s", "5s", "10ev", "100ev")
 """What a market model forecasts: the sign of the mid's move after so much time or so many events."""
@@ -32,6 +33,12 @@ class Counts:
     scored: int = 15
     tau_days: float = 365.0
     fast_tau_days: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.window <= WINDOW:
+            raise DeclarationError(f"counts: window={self.window}; give 1 to {WINDOW} items")
+        if min(self.neighbours, self.scored) < 1 or min(self.tau_days, self.fast_tau_days) <= 0:
+            raise DeclarationError("counts: neighbours, scored, tau_days and fast_tau_days must be positive")
 
 
 @dataclass(frozen=True)
@@ -100,8 +107,10 @@ class Flow:
             raise DeclarationError(
                 f"flow {self.name!r}: on_error={self.on_error!r}; write 'dead_letter' or 'stop'"
             )
-        if self.budget_ms <= 0 or self.top_k < 1 or self.ring < 1:
-            raise DeclarationError(f"flow {self.name!r}: budget_ms, top_k and ring must be positive")
+        if self.budget_ms <= 0 or min(self.top_k, self.ring, self.scorer_width) < 1:
+            raise DeclarationError(
+                f"flow {self.name!r}: budget_ms, top_k, ring and scorer_width must be positive"
+            )
         if self.candidates < self.top_k:
             raise DeclarationError(
                 f"flow {self.name!r}: candidates={self.candidates} is below top_k={self.top_k}"

@@ -5,17 +5,18 @@ import pytest
 
 from features.clicks import ItemClicks, UserClicks
 from features.market import Book
+from streamai import FeatureView, count
 from streamai.catalogue import Catalogue
 from streamai.deadline import Tier
 from streamai.engine import Engine, open_engine
-from streamai.errors import StateError
-from streamai.events import EVENT, Events
-from streamai.flow import Flow
+from streamai.errors import DeclarationError, ModelError, StateError
+from streamai.events import EVENT, MARKET, Events, Schema
+from streamai.flow import HORIZONS, Counts, Flow
 from streamai.kernels import context as c
 from streamai.kernels.index import hash128
 from streamai.model import weights
 from streamai.scored import LATE, SCORED
-from tests.made import ITEMS, clicks, market, random_model
+from tests.made import DATA, ITEMS, clicks, market, random_model
 
 
 def flow(**changes) -> Flow:
@@ -216,3 +217,80 @@ def test_items_that_the_model_was_not_trained_on_are_unknown_tokens_and_never_sc
     engine.step(stream[:1], Tier.FULL)
     found, z, _ = engine.candidates()
     assert (z[found >= 250, 0] == 0).all() and (found < 250).sum() == 64
+
+
+def market_model(path, horizons, **header):
+    """The demo's model with fewer horizons or another header."""
+    model = weights.read(DATA / "models" / "trade.weights")
+    n, keep = len(horizons), ("kind", "d", "layers", "mlp", "side", "heads", "plan", "horizons")
+    header = {k: model.header[k] for k in keep} | {"horizons": list(horizons), **header}
+    cut = {"sig_W2": np.s_[:, : 3 * n], "sig_b2": np.s_[: 3 * n], "sig_temp": np.s_[:n]}
+    weights.write(path, header, {k: a[cut[k]] if k in cut else a for k, a in model.arrays.items()})
+    return path
+
+
+def test_a_model_of_other_horizons_features_or_columns_is_refused(tmp_path):
+    two = market_model(tmp_path / "two", HORIZONS[:2])
+    trade = Flow("trade", "market", [Book], model=two, horizons=HORIZONS[:2])
+    scored = Engine(trade).step(market(50), Tier.FULL)
+    assert scored.scores.shape == (50, 6) and np.allclose(scored.scores[:, :3].sum(1), 1, atol=1e-5)
+    with pytest.raises(ModelError, match="forecasts .'100ms', '1s'"):
+        Engine(trade.but(horizons=HORIZONS))
+    with pytest.raises(ModelError, match="features of plan"):
+        Engine(trade.but(views=(Renamed,)))
+    small = Schema("small", "instrument", None, MARKET.kinds, MARKET.columns[:2], default_kind="quote")
+    with pytest.raises(ModelError, match="columns"):
+        Engine(Flow("trade", "market", schema=small, model=market_model(tmp_path / "all", HORIZONS, plan="")))
+
+
+class Renamed(FeatureView):
+    """As many features as Book."""
+
+    source, key = "market", "instrument"
+    locals().update({f"n{i}": count(last=i + 1) for i in range(len(Book.features))})
+
+
+@pytest.mark.parametrize("changes", [{}, {"catalogue": ITEMS}, {"catalogue": ITEMS, "model": True}])
+def test_a_scorer_beside_catalogue_and_model_writes_its_own_width_only(stream, changes, tmp_path):
+    """Ten recommendations must not be written where one score has its place."""
+
+    def scorer(features, hidden, out):
+        out[:, 0] = features[:, 0] + hidden.sum(1)
+
+    if "model" in changes:
+        changes = changes | {"model": random_model(tmp_path / "model")}
+    mine = Flow("mine", "clicks", [UserClicks], scorer=scorer, **changes)
+    engine, whole = Engine(mine), []
+    for at in range(0, 300, 100):
+        scored = engine.step(stream[at : at + 100], Tier.FULL)
+        assert (scored.tier == Tier.FULL).all() and scored.scores.shape == (100, 1)
+        np.testing.assert_array_equal(scored.scores[:, 0], scored.features[:, 0] + scored.hidden.sum(1))
+        whole.append(scored.scores.copy())
+    again = Engine(mine)
+    singles = [again.step(stream[i : i + 1], Tier.FULL).scores.copy() for i in range(300)]
+    np.testing.assert_array_equal(np.concatenate(singles), np.concatenate(whole))
+
+
+def test_a_changed_catalogue_keeps_what_an_index_means(stream, tmp_path):
+    """Items in another order, one gone, one new: the state goes on, and says them by their ids."""
+    engine = open_engine(flow(), tmp_path)
+    run(engine, stream[:500], always(100))
+    engine.checkpoint()
+    ids = engine.catalogue.ids
+    before = engine.step(stream[500:501], Tier.FULL).items[0].copy()
+    engine.close()
+    gone = ids[before[0]]
+    changed = Catalogue(["brand new", *(i for i in reversed(ids) if i != gone)])
+    after = open_engine(flow().but(catalogue=changed), tmp_path)
+    assert after.position == 500 and after.catalogue.ids[: len(ids)] == ids
+    assert after.catalogue.ids[len(ids)] == "brand new"
+    items = after.step(stream[500:501], Tier.FULL).items[0]
+    assert before[0] not in items and set(before[1:5]) <= set(items)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"window": 21}, {"window": 0}, {"neighbours": 0}, {"tau_days": 0.0}, {"scored": 0}]
+)
+def test_counts_that_do_not_fit_the_log_are_refused(changes):
+    with pytest.raises(DeclarationError, match="counts"):
+        Counts(**changes)

@@ -11,6 +11,7 @@ import numpy as np
 
 from streamai.catalogue import Catalogue
 from streamai.errors import ModelError
+from streamai.events import MARKET
 from streamai.flow import Flow
 from streamai.kernels import context as c
 from streamai.kernels import rank
@@ -51,13 +52,41 @@ def layout_of(flow: Flow, plan: Plan, weights: Weights | None) -> Layout:
     return Layout(plan.cells, flow.ring, 16 if market else 8, floats)
 
 
-def check(flow: Flow, weights: Weights) -> None:
-    """A model of the wrong kind is refused before any state is touched."""
+def check(flow: Flow, weights: Weights, plan: str) -> None:
+    """A model that does not fit the flow is refused before any state is touched: kernels check no bounds.
+
+    plan: digest of the flow's features; a head that was trained on others would be served something else.
+    """
     wanted = "clicks" if flow.catalogue is not None else "market"
     if weights.kind != wanted and flow.scorer is None:
         raise ModelError(
             f"{weights.path} is a model of {weights.kind}; flow {flow.name!r} needs one of {wanted}. "
             "Train it with `streamai train`, or give the flow another model."
+        )
+    trained = weights.header.get("plan")
+    if trained and trained != plan and flow.scorer is None:
+        raise ModelError(
+            f"the head of {weights.path} was trained on the features of plan {trained}; the views of flow "
+            f"{flow.name!r} are plan {plan}. Train it again with `streamai train`, or use those views."
+        )
+    if weights.kind == "market":
+        _check_market(flow, weights)
+
+
+def _check_market(flow: Flow, weights: Weights) -> None:
+    """The columns that the tokens are made of, and the horizons that the head was trained for."""
+    columns = [column.name for column in MARKET.columns]
+    has = [column.name for column in flow.schema.columns]
+    if has[: len(columns)] != columns:
+        raise ModelError(
+            f"{weights.path} reads events with the columns {columns}; {flow.schema.name!r} has {has}. Use "
+            "events.MARKET, or a schema that begins with its columns."
+        )
+    horizons = weights.header.get("horizons")
+    if "sig_temp" in weights.arrays and flow.scorer is None and horizons != list(flow.horizons):
+        raise ModelError(
+            f"{weights.path} forecasts {horizons}, flow {flow.name!r} wants {list(flow.horizons)}. Give the "
+            "flow the model's horizons, or train it again with `streamai train`."
         )
 
 
