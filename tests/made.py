@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from numba import njit
 
 from replay_data.generate import stream_clicks, stream_market
 from streamai.catalogue import Catalogue
@@ -41,6 +42,13 @@ def _decoded(schema: Schema, catalogue: Catalogue | None, values: list[bytes]) -
     events = decoder.decode(values, np.arange(n), np.zeros(n, "i8"), schema.name, 0, 0)
     assert not events.dead
     return events
+
+
+@njit
+def eagerness(features, hidden, out):
+    """A scorer as a user writes one, for UserClicks: views of five minutes by events of the hour."""
+    for i in range(features.shape[0]):
+        out[i, 0] = features[i, 2] / (1 + features[i, 1])
 
 
 def random_model(path: Path, seed: int = 0) -> Path:

@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from replay_data import generate
 from streamai import cli
 from streamai.catalogue import Catalogue
 from streamai.evaluate import market, protocols
@@ -21,9 +22,10 @@ from streamai.evaluate.baselines import (
 )
 from streamai.evaluate.recommend import LIST, Tally, evaluate
 from streamai.events import CLICKS
+from streamai.flow import HORIZONS, Flow
 from streamai.flow import Counts as CountsSettings
-from streamai.flow import Flow
 from streamai.replay.read import conform
+from tests.made import DATA
 
 S = 10**9
 DAY = 86_400 * S
@@ -227,3 +229,21 @@ def test_command(tmp_path, monkeypatch, capsys):
         assert report["protocol"] == protocol and report["models"]["counts"]["all"]["targets"] > 0
     assert cli.main(command) == 0
     assert "ndcg@10" in capsys.readouterr().out
+
+
+def test_signals_of_the_demo_s_model_on_events_new_to_it(tmp_path, monkeypatch, capsys):
+    """What was planted is found, and the confidence is a probability."""
+    monkeypatch.chdir(DATA.parent)
+    generate.main(["--clicks", "10", "--market", "12000", "--seed", "77", "--out", str(tmp_path)])
+    command = ["evaluate", "agents.trade", "--events", str(tmp_path / "market.parquet")]
+    assert cli.main(command) == 1
+    assert "--trained-elsewhere" in capsys.readouterr().err
+    assert cli.main([*command, "--trained-elsewhere", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(report["horizons"]) == set(HORIZONS)
+    one = report["horizons"]["1s"]
+    assert one["coverage"] > 0.99 and one["rank_ic"] > 0.2
+    assert one["accuracy"] > max(one["accuracy_majority"], one["accuracy_persistence"])
+    assert all(h["ece"] < 0.15 and 1 / 3 < h["confidence"] < 1 for h in report["horizons"].values())
+    assert cli.main([*command, "--trained-elsewhere"]) == 0
+    assert "ECE" in capsys.readouterr().out

@@ -64,6 +64,23 @@ def test_five_thousand_clicks_through_streamai_worker(stage):
     assert sum(p.offset for p in places) == 5000
 
 
+def test_a_scorer_of_the_user_s_own(address, tmp_path):
+    """The same worker, with a catalogue and a user's njit function: its scores, by the same rules."""
+    stage = Stage(address, tmp_path, scorer=True)
+    try:
+        measure_cost(stage.flow())
+        stage.produce(1000)
+        worker = stage.start()
+        messages = stage.read(f"{stage.name}-scores", 1000)
+        expected = stage.expected(output="result")
+        assert {id_of(m): m.value() for m in messages} == expected and len(expected) == 1000
+        assert any(json.loads(v)["scores"][0] > 0 for v in expected.values())
+        check(stage, stage.read(f"{stage.source}.features", 1000))
+        assert worker.terminate() == 0, stage.log()
+    finally:
+        stage.stop()
+
+
 def test_faust_runs_the_same_app_and_a_stopped_worker_goes_on(stage):
     stage.produce(200)
     first = stage.start("-m", "faust", "-A", stage.name, "worker", "-l", "warn", "--without-web")

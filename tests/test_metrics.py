@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from streamai.evaluate import metrics as m
 
@@ -84,3 +86,21 @@ def test_block_error_is_the_spread_of_blocks():
     x = np.array([0.0, 0.0, 1.0, 1.0])
     assert m.block_error(np.mean, x, blocks=2) == pytest.approx(np.std([0, 1], ddof=1) / np.sqrt(2))
     assert np.isnan(m.block_error(np.mean, x[:1], blocks=2))
+
+
+def test_calibration_error_by_hand():
+    chance = np.array([[0.9, 0.1, 0], [0.9, 0.1, 0], [0.2, 0.6, 0.2], [0.1, 0.25, 0.65]])
+    truth = np.array([0, 1, 1, 2])
+    # at 0.9: one of two right, 0.4 too sure each; at 0.6 to 0.7: both right, 0.4 and 0.35 too shy
+    assert m.calibration_error(truth, chance) == pytest.approx((0.8 + 0.75) / 4)
+    assert np.isnan(m.calibration_error(truth[:0], chance[:0]))
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=20, deadline=None)
+def test_what_comes_true_as_often_as_it_says_is_calibrated(seed):
+    rng = np.random.default_rng(seed)
+    chance = rng.dirichlet([1.0, 1.0, 1.0], 20_000)
+    truth = (rng.random(20_000)[:, None] > chance.cumsum(1)).sum(1).clip(0, 2)
+    assert m.calibration_error(truth, chance) < 0.03
+    assert m.calibration_error((truth + 1) % 3, chance) > 0.2

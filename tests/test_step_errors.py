@@ -9,7 +9,6 @@ import asyncio
 
 import numpy as np
 import pytest
-from numba import njit
 
 from features.clicks import ItemClicks, UserClicks
 from streamai import engine as engine_module
@@ -22,17 +21,11 @@ from streamai.live.pump import Pump
 from streamai.live.stats import Stats
 from streamai.state.store import MemoryStore
 from streamai.wire.codec import Codec
-from tests.made import ITEMS, click_values
+from tests.made import ITEMS, click_values, eagerness
 from tests.pump import SlowSink
 
 N, BAD = 600, 333
 VALUES = click_values(N, seed=4)
-
-
-@njit
-def scorer(features, hidden, out):
-    for i in range(features.shape[0]):
-        out[i, 0] = features[i, 0]
 
 
 def flow(**changes) -> Flow:
@@ -94,7 +87,7 @@ class Fault:
 @pytest.mark.parametrize("repeats", [False, True], ids=["once", "always"])
 @pytest.mark.parametrize("where", ["kernel", "scorer", "decide"])
 def test_an_exception_halfway_loses_and_doubles_nothing(where, repeats, monkeypatch):
-    clean = flow(scorer=scorer) if where == "scorer" else flow()
+    clean = flow(scorer=eagerness) if where == "scorer" else flow()
     fault, broken = Fault(repeats), clean
     if where == "kernel":
         whole = engine_module.kernel.step
@@ -115,7 +108,7 @@ def test_an_exception_halfway_loses_and_doubles_nothing(where, repeats, monkeypa
             return scored.target
 
         def raising(features, hidden, out):
-            scorer(features, hidden, out)
+            eagerness(features, hidden, out)
             fault.at(current[-1])
 
         current: list = [()]

@@ -21,6 +21,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from streamai.broker import start_broker_process
 from streamai.engine import Engine
 from streamai.wire.codec import Codec
+from tests.made import ITEMS, eagerness
 
 ROOT = pathlib.Path(__file__).parents[1]
 START_NS = 1_700_000_000_000_000_000
@@ -30,13 +31,14 @@ MODULE = """
 from features.clicks import UserClicks
 from streamai import live
 from streamai.flow import Flow
+from tests.made import ITEMS, eagerness
 
 def decide(scored, events):
     if (events.columns[:, 0] == 666.0).any():
         raise ZeroDivisionError("the number of the beast")
     return scored.target
 
-flow = Flow(name="{name}", source="{source}", views=(UserClicks,), decide=decide, budget_ms=1000.0)
+flow = Flow(name="{name}", source="{source}", views=(UserClicks,), decide=decide, budget_ms=1000.0{more})
 app = live.app(flow)
 
 @app.agent(app.batches, supervisor_strategy=live.CrashingSupervisor)
@@ -66,11 +68,16 @@ def free_port() -> int:
 class Stage:
     """A flow's module in a folder of its own, its topic, and its workers."""
 
-    def __init__(self, address: str, folder: pathlib.Path, partitions: int = 4, **env: str) -> None:
+    def __init__(
+        self, address: str, folder: pathlib.Path, partitions: int = 4, scorer: bool = False, **env: str
+    ) -> None:
+        """scorer: the flow has a catalogue and a scorer of the user's own, tests.made.eagerness."""
         self.address, self.folder, self.partitions, self.env = address, folder, partitions, env
         self.name = "t" + uuid.uuid4().hex[:10]
-        self.source = self.name + "-clicks"
-        (folder / f"{self.name}.py").write_text(MODULE.format(name=self.name, source=self.source))
+        self.source, self.scorer = self.name + "-clicks", scorer
+        more = f', catalogue=ITEMS, scorer=eagerness, output="{self.name}-scores"' if scorer else ""
+        module = MODULE.format(name=self.name, source=self.source, more=more)
+        (folder / f"{self.name}.py").write_text(module)
         admin = AdminClient({"bootstrap.servers": address})
         admin.create_topics([NewTopic(self.source, partitions, 1)])[self.source].result(20)
         self.sent: dict[int, list[bytes]] = {p: [] for p in range(partitions)}
@@ -81,7 +88,12 @@ class Stage:
         from features.clicks import UserClicks
         from streamai.flow import Flow
 
-        return Flow(name=self.name, source=self.source, views=(UserClicks,))
+        if not self.scorer:
+            return Flow(name=self.name, source=self.source, views=(UserClicks,))
+        return Flow(
+            name=self.name, source=self.source, views=(UserClicks,), catalogue=ITEMS, scorer=eagerness,
+            output=f"{self.name}-scores",
+        )  # fmt: skip
 
     def produce(self, n: int, values=None) -> None:
         """n clicks of 97 users, each user in one partition; or these values, into partition 0."""
@@ -148,8 +160,8 @@ class Stage:
         assert len(ids) >= n, f"{len(ids)} of {n} in {topic}; the worker's log ends with\n{self.log()}"
         return out
 
-    def expected(self, skip=()) -> dict[bytes, bytes]:
-        """id -> value of the features topic, by an engine in this process over the same records."""
+    def expected(self, skip=(), output: str = "features") -> dict[bytes, bytes]:
+        """id -> value of an output topic, by an engine in this process over the same records."""
         out = {}
         for partition, values in self.sent.items():
             flow = self.flow()
@@ -162,7 +174,7 @@ class Stage:
             at = 0
             while at < len(events):
                 scored = engine.step(events[at:], 3)
-                for value in codec.encode(scored)[flow.topics["features"]][0]:
+                for value in codec.encode(scored)[flow.topics[output]][0]:
                     out[json.loads(value)["id"].encode()] = value
                 at += len(scored)
                 engine.checkpoint()

@@ -120,17 +120,19 @@ def _print_horizons(horizons: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="by horizon, ± standard error over blocks of time")
+    table = Table(title="by horizon, ± standard error over blocks of time; ECE: confidence less share right")
     beside = ("persistence", "majority")
-    for column in ("horizon", "events", "coverage", "IC", "RankIC", "accuracy", *beside, "macro-F1", *beside):
+    for column in ("horizon", "events", "coverage", "IC", "RankIC", "accuracy", *beside, "macro-F1", *beside,
+                   "confidence", "ECE"):  # fmt: skip
         table.add_column(column, justify="right")
     for name, h in horizons.items():
         pairs = [f"{h[k]:.4f} ±{h[k + '_se']:.4f}" for k in ("ic", "rank_ic", "accuracy")]
         others = [f"{h[k]:.4f}" for k in ("accuracy_persistence", "accuracy_majority")]
         f1 = f"{h['macro_f1']:.4f} ±{h['macro_f1_se']:.4f}"
         f1_others = [f"{h[k]:.4f}" for k in ("macro_f1_persistence", "macro_f1_majority")]
-        table.add_row(name, f"{h['events']:,}", f"{h['coverage']:.3f}", *pairs, *others, f1, *f1_others)
-    Console(width=150).print(table)
+        table.add_row(name, f"{h['events']:,}", f"{h['coverage']:.3f}", *pairs, *others, f1, *f1_others,
+                      f"{h['confidence']:.3f}", f"{h['ece']:.3f}")  # fmt: skip
+    Console(width=170).print(table)
 
 
 def _finite(value):

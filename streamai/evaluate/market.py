@@ -141,6 +141,8 @@ def _figures(
     ):
         out[name] = measure(*arrays)
         out[f"{name}_se"] = m.block_error(measure, *arrays, blocks=BLOCKS)
+    out["confidence"] = float(p.max(1).mean()) if len(p) else float("nan")
+    out["ece"] = m.calibration_error(truth, p)
     for name, other in (("persistence", persist), ("majority", np.full(len(truth), majority))):
         out[f"accuracy_{name}"] = m.accuracy(truth, other)
         out[f"macro_f1_{name}"] = m.macro_f1(truth, other)

@@ -140,6 +140,19 @@ def macro_f1(truth: np.ndarray, guess: np.ndarray, classes: int = 3) -> float:
     return float(np.mean(2 * np.diag(table)[there] / both[there])) if there.any() else float("nan")
 
 
+def calibration_error(truth: np.ndarray, chance: np.ndarray, bins: int = 10) -> float:
+    """Expected calibration error: |share that came true - mean confidence|, over bins of equal confidence.
+
+    chance f4[n, 3] of each class; the confidence is the greatest of them. 0 = as often right as it says; nan
+    of nothing.
+    """
+    if not len(truth):
+        return float("nan")
+    sure, right = chance.max(1).astype(np.float64), (chance.argmax(1) == truth).astype(np.float64)
+    which = np.minimum((sure * bins).astype(np.int64), bins - 1)
+    return float(np.abs(np.bincount(which, right - sure, bins)).sum() / len(truth))
+
+
 def block_error(measure, *arrays: np.ndarray, blocks: int = 20) -> float:
     """Standard error of `measure(*arrays)` from its spread over contiguous blocks of equal length.
 
