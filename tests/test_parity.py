@@ -2,10 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from streamai import cli
 from streamai.errors import InputError
+from streamai.replay import parity
 from streamai.replay.parity import compare, output_name
 from streamai.replay.record import OUTPUT, RECORD, TableWriter
 
@@ -100,3 +104,44 @@ def test_files_that_do_not_fit_together(files):
 
 def test_the_topic_is_the_result_where_the_recording_does_not_say(files):
     assert compare(live(files[0], VALUES, ""), replayed(files[1])).identical
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_any_order_doubles_and_gaps_equal_two_dicts(seed):
+    """The files are met in parts; the result is that of holding both whole."""
+    rng = np.random.default_rng(seed)
+    here, there = ([p for p in range(400) if rng.random() < 0.95] for _ in range(2))
+    changed = {p for p in there if rng.random() < 0.05}
+    here += [int(p) for p in rng.choice(here, 20)]
+    rng.shuffle(here)
+    meeting, sides = parity._Meeting(), [[(p, b"%d" % p) for p in here], []]
+    sides[1] = [(p, b"other" if p in changed else b"%d" % p) for p in rng.permutation(there).tolist()]
+    while any(sides):
+        side = int(rng.integers(2)) if all(sides) else int(not sides[0])
+        place, value = sides[side].pop(0)
+        meeting.take(side, place % 3, place // 3, value)
+    got, both = meeting.result(), set(here) & set(there)
+    assert (got.compared, got.different) == (len(both), len(both & changed))
+    assert (got.only_live, got.only_replay) == (len(set(here) - both), len(set(there) - both))
+    assert got.duplicates == len(here) - len(set(here))
+    wrong = (set(here) ^ set(there)) | (both & changed)
+    first = min(((p % 3, p // 3) for p in wrong), default=None)
+    assert (got.first and got.first.id) == (first and f"{first[0]}/{first[1]}")
+
+
+def test_memory_holds_only_what_the_files_are_apart(files, monkeypatch):
+    """10,000 outputs in parts of 100: never more than a few parts wait for their counterpart."""
+    monkeypatch.setattr(parity, "BATCH", 100)
+    values = [b'{"id":"clicks/%d/%d"}' % (k % 2, k // 2) for k in range(10_000)]
+    order = np.argsort(np.arange(10_000) + np.random.default_rng(1).uniform(0, 90, 10_000))
+    near = [values[i] for i in order]
+    most, take = [0], parity._Meeting.take
+
+    def watched(self, *args):
+        take(self, *args)
+        most[0] = max(most[0], sum(map(len, self.waiting)))
+
+    monkeypatch.setattr(parity._Meeting, "take", watched)
+    assert compare(live(files[0], near), replayed(files[1], values)).identical
+    assert 0 < most[0] < 600
