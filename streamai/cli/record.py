@@ -39,7 +39,9 @@ async def _record(args) -> int:
     options = connection(settings.load().kafka, args.bootstrap)
     total = args.events or None
     with TableWriter(args.out, RECORD, args.topic) as file, Progress(f"record {args.topic}", total) as bar:
-        async for records in record(options, args.topic, args.seconds, args.events, args.from_end):
+        async for records in record(
+            options, args.topic, args.seconds, args.events, args.from_end, bar.expect
+        ):
             file.write(
                 partition=[r.partition for r in records],
                 offset=[r.offset for r in records],

@@ -20,13 +20,19 @@ _QUIET_S = 0.5
 
 
 async def record(
-    options: dict, topic: str, seconds: float = 0.0, events: int = 0, from_end: bool = False
+    options: dict,
+    topic: str,
+    seconds: float = 0.0,
+    events: int = 0,
+    from_end: bool = False,
+    expect: Callable[[int], None] = lambda n: None,
 ) -> AsyncIterator[list]:
     """The records of a topic, in lists as they were fetched: each partition in offset order.
 
     options   bootstrap_servers and the rest of a client's connection
     seconds, events  stop after so long or so many; with neither, at the ends the partitions have now
     from_end  begin with what comes from now on instead of the oldest record
+    expect    called with the number of records to come, where the ends are known
 
     StreamaiError if the topic does not exist or the broker cannot be reached.
     """
@@ -39,6 +45,8 @@ async def record(
         await (consumer.seek_to_end(*places) if from_end else consumer.seek_to_beginning(*places))
         begins = {place: await consumer.position(place) for place in places}
         open_ended = seconds > 0 or events > 0
+        if not open_ended:
+            expect(sum(ends[p] - begins[p] for p in places))
         stop_at, taken = time.monotonic() + seconds, 0
         while True:
             if not open_ended and all([await consumer.position(p) >= ends[p] for p in places]):

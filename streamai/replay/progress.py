@@ -29,6 +29,10 @@ class Progress:
         )
         self._task = self._bar.add_task(task, total=total, rate="")
 
+    def expect(self, total: int) -> None:
+        """How many there will be, once it is known."""
+        self._bar.update(self._task, total=total)
+
     def advance(self, n: int) -> None:
         """n more events are done."""
         self.done += n
