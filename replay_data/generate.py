@@ -21,7 +21,6 @@ import numpy as np
 SEED = 20260302
 CLICKS_START_NS = 1_772_409_600_000_000_000  # 2026-03-02 00:00 UTC, a Monday
 MARKET_START_NS = 1_772_461_800_000_000_000  # 2026-03-02 14:30 UTC
-SECOND_NS = 1_000_000_000
 DISORDER_NS = 800_000_000  # arrival delays differ by less than this between users
 
 STYLES = 4  # item 0..23 of a category: style * 6 + rung of the price ladder; 24..35: accessories

@@ -10,8 +10,9 @@ import pytest
 
 from streamai import FeatureView, cli, count, ewm, mean, ratio
 from streamai.cli import plan as plan_command
+from streamai.cli import state as state_command
 from streamai.deadline import Tier
-from streamai.engine import open_engine
+from streamai.engine import Engine, open_engine
 from streamai.errors import StateError, StreamaiError
 from streamai.events import CLICK
 from streamai.flow import Flow
@@ -186,3 +187,23 @@ def test_stats_error_is_ours():
 
     with pytest.raises(StreamaiError, match="streamai worker"):
         read("http://127.0.0.1:1/stats", timeout_s=1)
+
+
+def test_an_exact_window_that_was_too_small_is_told():
+    class Busy(FeatureView):
+        source, key = "clicks", "user_id"
+        small = count("1h", exact=True, max=3)
+        large = count("1h", exact=True)
+
+    busy = Flow("busy", "clicks", [Busy])
+    engine = Engine(busy)
+    events = clicks(500)
+    while len(events):
+        events = events[len(engine.step(events, Tier.SILENT)) :]
+        engine.checkpoint()
+    told = [state_command.describe(busy, row, None, 1) for row in engine.slab.rows[: engine.slab.used]]
+    assert any(t["overflow"] for t in told)
+    for t in told:
+        assert set(t["overflow"]) <= {"small"} and t["features"]["small"] <= 3
+        if t["features"]["large"] > 3:
+            assert t["overflow"]["small"] >= t["features"]["large"] - 3

@@ -111,6 +111,7 @@ def describe(flow, row, ids: list[str] | None, last: int) -> dict:
         "events": int(cells[1]),
         "last_event_ts_ns": int(cells[0]),
         "features": features(flow, cells, layout),
+        "overflow": overflow(flow, cells, layout),
         "ring": ring(flow, row, layout, ids, last),
         "lm": {"model": model, "norm": float(np.sqrt(np.sum(lm**2)))},
     }
@@ -134,6 +135,15 @@ def features(flow, cells, layout) -> dict[str, float | None]:
         at, at, 1, np.uint64(0), columns, np.empty(plan.scratch), out,
     )  # fmt: skip
     return {n: None if math.isnan(v) else round(float(v), 6) for n, v in zip(plan.names, out)}
+
+
+def overflow(flow, cells, layout) -> dict[str, int]:
+    """By exact feature: events that its window had to drop for want of room; only those that dropped some."""
+    from streamai.feature import compile_views
+
+    plan = compile_views(flow.key_views, flow.schema)
+    dropped = plan.overflow(cells[layout.plan_at : layout.plan_at + plan.cells])
+    return {name: n for name, n in dropped.items() if n}
 
 
 def ring(flow, row, layout, ids: list[str] | None, last: int) -> list[dict]:
@@ -174,6 +184,8 @@ def show(report: dict) -> None:
     print("features as of its last event")
     for name, value in report["features"].items():
         print(f"  {name:24} {'-' if value is None else f'{value:,.6g}'}")
+    for name, n in report["overflow"].items():
+        print(f"  {name}: {n:,} events did not fit its exact window; raise max=")
     print("last events, newest first")
     for event in report["ring"]:
         what = event.get("title") or event.get("item") or event.get("token", "(not in the catalogue)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -48,22 +48,6 @@ class Sequences:
 
     def lengths(self) -> np.ndarray:
         return np.diff(self.start)
-
-    def without_last(self, n: int) -> Sequences:
-        """The same without each key's last n events; keys left with nothing go."""
-        stop = self.start[1:] - n
-        return self._keep(np.arange(self.events) < np.repeat(stop, self.lengths()))
-
-    def until(self, row: int) -> Sequences:
-        """The same with only the events of the table's first `row` rows."""
-        return self._keep(self.row < row)
-
-    def _keep(self, keep: np.ndarray) -> Sequences:
-        kept = np.add.reduceat(keep.astype(np.int64), self.start[:-1])
-        keys = [k for k, n in zip(self.keys, kept, strict=True) if n]
-        start = np.concatenate([[0], np.cumsum(kept[kept > 0])])
-        arrays = {n: getattr(self, n)[keep] for n in ("token", "kind", "gap", "side", "row")}
-        return replace(self, start=start, keys=keys, **arrays)
 
 
 def vocabulary(items: pl.Series, least: int = 1) -> list[str]:
