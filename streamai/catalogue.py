@@ -20,7 +20,7 @@ from streamai.errors import CatalogueError
 from streamai.kernels.index import find, hash128, hash_all, insert_all
 
 ID_BYTES_MAX = 256
-COLUMNS = ("id", "title", "price", "category", "available", "text")
+COLUMNS = ("id", "title", "price", "category", "available", "availability", "text")
 _BLOCK = 16  # rows are padded to what the scan kernel takes at once
 _YES = {"", "1", "true", "yes", "t", "y"}
 _NO = {"0", "false", "no", "f", "n"}
@@ -151,8 +151,8 @@ class Catalogue:
     def load(cls, path: str | Path) -> Catalogue:
         """Read a catalogue from .csv (UTF-8, header line) or .parquet.
 
-        Columns: id (a must; text or integer), title, price, category, available, text. A missing price
-        is NaN, a missing availability is yes. CatalogueError names file, row and column.
+        Columns: id (a must; text or integer), title, price, category, available (or availability), text. A
+        missing price is NaN, a missing availability is yes. CatalogueError names file, row and column.
         """
         path = Path(path)
         if not path.is_file():
@@ -165,6 +165,10 @@ class Catalogue:
             raise CatalogueError(f"{path}: a catalogue is a .csv or a .parquet file, not {path.suffix!r}")
         if "id" not in columns:
             raise CatalogueError(f"{path}: no column id; it has {sorted(columns)}")
+        if "availability" in columns:
+            if "available" in columns:
+                raise CatalogueError(f"{path}: both available and availability; expected one of them")
+            columns["available"] = columns.pop("availability")
         n = len(columns["id"])
         return cls(
             [_id(v, path, i) for i, v in enumerate(columns["id"])],

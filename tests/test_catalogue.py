@@ -132,3 +132,12 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "latin.csv").write_bytes("id\né\n".encode("latin-1"))
     with pytest.raises(CatalogueError, match="not a CSV in UTF-8"):
         Catalogue.load(tmp_path / "latin.csv")
+
+
+def test_availability_is_another_name_of_available(tmp_path):
+    path = tmp_path / "items.csv"
+    path.write_text("id,availability\na,no\nb,yes\nc,\n")
+    assert Catalogue.load(path).available[:3].tolist() == [0, 1, 1]
+    path.write_text("id,availability,available\na,no,yes\n")
+    with pytest.raises(CatalogueError, match="one of them"):
+        Catalogue.load(path)
