@@ -15,8 +15,8 @@ from streamai.deadline import Tier
 from streamai.engine import Engine, open_engine
 from streamai.errors import StateError, StreamaiError
 from streamai.events import CLICK
-from streamai.flow import Flow
-from tests.made import ITEMS, clicks
+from streamai.flow import Flow, load
+from tests.made import DATA, ITEMS, clicks
 
 
 class Small(FeatureView):
@@ -207,3 +207,21 @@ def test_an_exact_window_that_was_too_small_is_told():
         assert set(t["overflow"]) <= {"small"} and t["features"]["small"] <= 3
         if t["features"]["large"] > 3:
             assert t["overflow"]["small"] >= t["features"]["large"] - 3
+
+
+def test_state_get_finds_the_flow_by_itself(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(DATA.parent)
+    monkeypatch.setenv("STREAMAI_FOLDER", str(tmp_path))
+    assert cli.main(["state", "get", "u1"]) == 2
+    assert "--flow" in capsys.readouterr().err
+    events = clicks(50)
+    engine = open_engine(load("agents.recommend"), tmp_path)
+    engine.step(events, Tier.SILENT)
+    engine.checkpoint()
+    engine.close()
+    key = events.key(49).decode()
+    said = printed(capsys, "state", "get", key)
+    assert (said["flow"], said["key"], said["partition"]) == ("recommend", key, "0") and said["events"] > 0
+    assert printed(capsys, "state", "info")["partitions"][0]["fence"] == 50
+    assert printed(capsys, "state", "get", key, "--folder", str(tmp_path / "recommend")) == said
+    assert cli.main(["state", "get", "nobody"]) == 1

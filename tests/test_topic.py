@@ -77,3 +77,12 @@ def test_partition_is_by_key_and_a_missing_key_goes_to_0():
     partition = partition_of(keys, 64)
     assert partition[0] == partition[3] and partition[1] == 0 and partition[0] != partition[2]
     assert partition_of(keys, 1).tolist() == [0] * 4
+
+
+def test_a_recording_is_named_after_its_topic(broker, table, tmp_path, monkeypatch, capsys):
+    to = ["--bootstrap", broker.bootstrap]
+    maps = ["--map", "user_id=who", "--map", "event_ts_s=t", "--schema", "clicks"]
+    assert cli.main(["produce", str(table), "named", *maps, *to]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["record", "named", *to]) == 0
+    assert topic_of(tmp_path / "named.rec.parquet") == "named"

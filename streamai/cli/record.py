@@ -14,7 +14,7 @@ def add(subparsers) -> None:
         "topic has when it starts, or after --seconds or --events.",
     )
     p.add_argument("topic")
-    p.add_argument("out", help="parquet file to write")
+    p.add_argument("out", nargs="?", help="parquet file to write (TOPIC.rec.parquet)")
     p.add_argument("--bootstrap", default="", help="host:port of Kafka (default: the settings)")
     p.add_argument("--seconds", type=float, default=0.0, help="record for so long")
     p.add_argument("--events", type=int, default=0, help="record so many events")
@@ -23,6 +23,7 @@ def add(subparsers) -> None:
 
 
 def run(args) -> int:
+    args.out = args.out or f"{args.topic}.rec.parquet"
     rows = asyncio.run(_record(args))
     print(json.dumps({"topic": args.topic, "out": args.out, "events": rows}) if args.json
           else f"{rows:,} events of {args.topic} -> {args.out}")  # fmt: skip

@@ -1,4 +1,4 @@
-"""`streamai state get KEY --flow FLOW`: what is stored of a key. `streamai state info`: of each partition."""
+"""`streamai state get KEY`: what is stored of a key. `streamai state info`: of each partition."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def add(subparsers) -> None:
     get.add_argument("--last", type=int, default=10, help="events of the ring to show (10)")
     info = actions.add_parser("info", help="fence, keys and size of every partition")
     for q in (get, info):
-        q.add_argument("--flow", required=True, help="module of the flow, such as agents.recommend")
+        q.add_argument("--flow", help="module of the flow; default: every one in agents/ that has state")
         q.add_argument("--folder", help="state folder; default: that of the settings, then the flow's name")
         q.add_argument("--json", action="store_true", help="one JSON object")
 
@@ -28,13 +28,48 @@ def add(subparsers) -> None:
 def run(args) -> int:
     from streamai.flow import load
 
-    flow = load(args.flow)
-    stores = open_stores(flow, args.folder)
-    try:
-        return _info(stores, args) if args.action == "info" else _get(flow, stores, args)
-    finally:
+    found, partitions = [], 0
+    for flow in [load(args.flow)] if args.flow else flows_here(args.folder):
+        stores = open_stores(flow, args.folder)
+        partitions += len(stores)
+        try:
+            found += info(flow, stores) if args.action == "info" else get(flow, stores, args.key, args.last)
+        finally:
+            for store in stores.values():
+                store.close()
+    if args.action == "info":
+        print(json.dumps({"partitions": found})) if args.json else show_info(found)
+        return 0
+    if not found:
+        print(f"no state of {args.key!r} in {partitions} partition(s): never seen, or not yet checkpointed")
+        return 1
+    for report in found:
+        print(json.dumps(report)) if args.json else show(report)
+    return 0
+
+
+def flows_here(folder: str | None) -> list:
+    """The flows of the modules in agents/ that have state, in `folder` or in their own."""
+    from streamai.errors import DeclarationError, StateError
+    from streamai.flow import load
+
+    found = []
+    for path in sorted(pathlib.Path("agents").glob("[!_]*.py")):
+        try:
+            flow = load(f"agents.{path.stem}")
+            stores = open_stores(flow, folder)
+        except (DeclarationError, StateError):  # no flow, or none of its state here
+            continue
+        if all((store.meta() or {}).get("flow") == flow.name for store in stores.values()):
+            found.append(flow)
         for store in stores.values():
             store.close()
+    if not found:
+        raise DeclarationError(
+            f"no flow in agents/ has state in {folder or 'the settings state.folder'}; name one with --flow, "
+            "and where its state is with --folder"
+        )
+    return found
 
 
 def open_stores(flow, folder: str | None) -> dict[str, object]:
@@ -53,9 +88,11 @@ def open_stores(flow, folder: str | None) -> dict[str, object]:
     return {str(p.relative_to(root)): Store(p, read_only=True) for p in found}
 
 
-def _info(stores: dict, args) -> int:
-    rows = [
+def info(flow, stores: dict) -> list[dict]:
+    """Fence, keys and size of each partition."""
+    return [
         {
+            "flow": flow.name,
             "partition": name,
             "fence": (meta := store.meta() or {}).get("fence"),
             "keys": sum(1 for _ in store.scan(b"k")),
@@ -64,31 +101,30 @@ def _info(stores: dict, args) -> int:
         }
         for name, store in stores.items()
     ]
-    if args.json:
-        print(json.dumps({"partitions": rows}))
-        return 0
+
+
+def show_info(rows: list[dict]) -> None:
+    """Partitions for people."""
     for r in rows:
-        print(f"{r['partition']}: fence {r['fence']}, {r['keys']:,} keys, {r['bytes']:,} bytes on disk")
-    return 0
+        place = f"{r['flow']}, partition {r['partition']}"
+        print(f"{place}: fence {r['fence']}, {r['keys']:,} keys, {r['bytes']:,} bytes on disk")
 
 
-def _get(flow, stores: dict, args) -> int:
+def get(flow, stores: dict, key: str, last: int) -> list[dict]:
+    """What is stored of a key, for the one partition that has it; empty where none has."""
     import numpy as np
 
     from streamai.catalogue import hash_id
 
-    name = np.array(hash_id(args.key), "u8").tobytes()  # keys and item ids share one hash
+    name = np.array(hash_id(key), "u8").tobytes()  # keys and item ids share one hash
     for partition, store in stores.items():
         value = store.load([name])[0]
         if value is not None:
             row = np.frombuffer(value, "u1", offset=2 + int.from_bytes(value[:2], "little"))
-            report = describe(flow, row.copy(), store.vocabulary(), args.last)
+            report = describe(flow, row.copy(), store.vocabulary(), last)
             fence = (store.meta() or {}).get("fence")
-            report = {"key": args.key, "partition": partition, "fence": fence, **report}
-            print(json.dumps(report)) if args.json else show(report)
-            return 0
-    print(f"no state of {args.key!r} in {len(stores)} partition(s): never seen, or not yet checkpointed")
-    return 1
+            return [{"key": key, "flow": flow.name, "partition": partition, "fence": fence, **report}]
+    return []
 
 
 def describe(flow, row, ids: list[str] | None, last: int) -> dict:
@@ -179,7 +215,8 @@ def _catalogue(flow):
 def show(report: dict) -> None:
     """A key's state for people."""
     when = datetime.datetime.fromtimestamp(report["last_event_ts_ns"] / 1e9, datetime.UTC)
-    print(f"{report['key']}: partition {report['partition']}, checkpoint at offset {report['fence']}")
+    place = f"flow {report['flow']}, partition {report['partition']}"
+    print(f"{report['key']}: {place}, checkpoint at offset {report['fence']}")
     print(f"  {report['events']:,} events, the last at {when:%Y-%m-%d %H:%M:%S.%f} UTC")
     print("features as of its last event")
     for name, value in report["features"].items():

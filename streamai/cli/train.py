@@ -20,7 +20,7 @@ def add(subparsers) -> None:
     p.add_argument("--events", required=True, help="parquet, CSV or NDJSON, in order of arrival")
     add_mapping(p)
     p.add_argument("--items", help="catalogue file; `events` makes one of the items met in --events")
-    p.add_argument("--out", required=True, metavar="FILE", help="weights file to write")
+    p.add_argument("--out", metavar="FILE", help="weights file to write (the flow's name + .weights)")
     p.add_argument(
         "--protocol", choices=("leave-one-out", "prequential", "all"), default="prequential",
         help="what is fitted on: all but the last two of each key; the first 60 %% of time; everything",
@@ -83,7 +83,8 @@ def train_file(args, console) -> dict:
         args.d, args.layers, dropout, args.protocol, args.until, timed and not args.no_time,
         args.hide_seen, not args.no_head, args.lm, recipe,
     )  # fmt: skip
-    return (trade if market else recommend).train(flow, table, args.out, options, console)
+    out = args.out or f"{flow.name}.weights"
+    return (trade if market else recommend).train(flow, table, out, options, console)
 
 
 def show(report: dict, console) -> None:
