@@ -250,21 +250,31 @@ class Renamed(FeatureView):
     locals().update({f"n{i}": count(last=i + 1) for i in range(len(Book.features))})
 
 
-@pytest.mark.parametrize("changes", [{}, {"catalogue": ITEMS}, {"catalogue": ITEMS, "model": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"catalogue": ITEMS},
+        {"catalogue": ITEMS, "model": None},  # a random one
+        {"catalogue": ITEMS, "model": DATA / "models" / "recommend.weights"},  # its head knows other features
+        {"model": DATA / "models" / "recommend.weights"},
+    ],
+)
 def test_a_scorer_beside_catalogue_and_model_writes_its_own_width_only(stream, changes, tmp_path):
     """Ten recommendations must not be written where one score has its place."""
 
     def scorer(features, hidden, out):
-        out[:, 0] = features[:, 0] + hidden.sum(1)
+        out[:, 0] = features[:, 0] + hidden[:, :2].sum(1)
 
-    if "model" in changes:
+    if changes.get("model", 0) is None:
         changes = changes | {"model": random_model(tmp_path / "model")}
     mine = Flow("mine", "clicks", [UserClicks], scorer=scorer, **changes)
     engine, whole = Engine(mine), []
     for at in range(0, 300, 100):
         scored = engine.step(stream[at : at + 100], Tier.FULL)
         assert (scored.tier == Tier.FULL).all() and scored.scores.shape == (100, 1)
-        np.testing.assert_array_equal(scored.scores[:, 0], scored.features[:, 0] + scored.hidden.sum(1))
+        wanted = scored.features[:, 0] + scored.hidden[:, :2].sum(1)
+        np.testing.assert_array_equal(scored.scores[:, 0], wanted)
         whole.append(scored.scores.copy())
     again = Engine(mine)
     singles = [again.step(stream[i : i + 1], Tier.FULL).scores.copy() for i in range(300)]
@@ -294,3 +304,14 @@ def test_a_changed_catalogue_keeps_what_an_index_means(stream, tmp_path):
 def test_counts_that_do_not_fit_the_log_are_refused(changes):
     with pytest.raises(DeclarationError, match="counts"):
         Counts(**changes)
+
+
+def test_a_scorer_beside_a_market_model():
+    def scorer(features, hidden, out):
+        out[:] = hidden[:, :2]
+
+    model = DATA / "models" / "trade.weights"
+    mine = Flow("mine", "market", [Book], model=model, scorer=scorer, scorer_width=2)
+    scored = Engine(mine).step(market(100), Tier.FULL)
+    assert scored.scores.shape == (100, 2) and scored.hidden.any()
+    np.testing.assert_array_equal(scored.scores, scored.hidden[:, :2])
