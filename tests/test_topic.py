@@ -3,11 +3,14 @@
 import polars as pl
 import pytest
 
+from features.clicks import UserClicks
 from streamai import cli
 from streamai.broker.broker import Broker
 from streamai.events import CLICKS
+from streamai.flow import Flow
 from streamai.replay.produce import partition_of, read_rows
 from streamai.replay.record import read_records, topic_of
+from streamai.replay.run import replay
 
 N = 3000
 
@@ -86,3 +89,27 @@ def test_a_recording_is_named_after_its_topic(broker, table, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     assert cli.main(["record", "named", *to]) == 0
     assert topic_of(tmp_path / "named.rec.parquet") == "named"
+
+
+def test_binary_records_replay_as_json_does(broker, tmp_path, capsys):
+    """The same outputs from either form; a row that is not good, or does not fit, stays JSON."""
+    rows = {
+        "user_id": [f"u{i % 50}" for i in range(1000)],
+        "item_id": [f"i{i % 7}" for i in range(1000)],
+        "event_ts_s": range(1, 1001),
+        "price": [float(i % 9) for i in range(1000)],
+    }
+    rows["price"][10], rows["user_id"][20] = -1.0, "u" * 41
+    pl.DataFrame(rows).write_parquet(tmp_path / "e.parquet")
+    flow, outputs = Flow("views", "clicks", [UserClicks]), []
+    for topic, form in (("json", []), ("binary", ["--binary"])):
+        to = ["--bootstrap", broker.bootstrap, "--partitions", "1", "--schema", "clicks"]
+        assert cli.main(["produce", str(tmp_path / "e.parquet"), topic, *form, *to]) == 0
+        recorded, out = tmp_path / f"{topic}.rec.parquet", tmp_path / f"{topic}.out.parquet"
+        assert cli.main(["record", topic, str(recorded), "--bootstrap", broker.bootstrap]) == 0
+        said = replay(flow, recorded, out)
+        assert (said["scored"], said["dead"]) == (999, 1)
+        outputs.append(pl.read_parquet(out))
+        firsts = {v[:1] for v in pl.read_parquet(recorded)["value"].to_list()}
+        assert firsts == ({b"{"} if topic == "json" else {b"{", b"\xa5"})
+    assert outputs[0].equals(outputs[1])

@@ -24,6 +24,7 @@ def add(subparsers) -> None:
     p.add_argument(
         "--rate", type=float, default=0.0, help="events/s, open loop (default: as fast as it goes)"
     )
+    p.add_argument("--binary", action="store_true", help="fixed binary records in place of JSON")
     p.add_argument("--acks", default="all", choices=("all", "1", "0"))
     p.add_argument("--json", action="store_true", help="last line is one JSON object")
     add_mapping(p)
@@ -69,5 +70,7 @@ def _batches(args):
         raise DeclarationError(
             f"topic {name!r} does not say its schema; give --schema {' or '.join(SCHEMAS)}"
         )
-    rows = read_rows(args.file, SCHEMAS[name], mapping_of(args), args.partitions, args.sort)
+    rows = read_rows(
+        args.file, SCHEMAS[name], mapping_of(args), args.partitions, args.sort, binary=args.binary
+    )
     return ((r.values, r.keys, r.partition.tolist()) for r in rows)
