@@ -59,7 +59,8 @@ def choose_tier(left_ns: int, n: int, backlog: int, cost: Cost, catch_up: Tier) 
     """
     if left_ns <= 0:
         return catch_up
+    waiting = cost.of(Tier.RANK, backlog) if backlog else 0
     for tier in (Tier.FULL, Tier.RANK):
-        if cost.of(tier, n) + cost.of(Tier.RANK, backlog) <= left_ns:
+        if cost.of(tier, n) + waiting <= left_ns:
             return tier
     return Tier.PRIOR
