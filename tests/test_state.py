@@ -4,24 +4,35 @@ import numpy as np
 import pytest
 
 from features.clicks import ItemClicks, UserClicks
+from streamai.catalogue import Catalogue
 from streamai.deadline import Tier
 from streamai.engine import Engine, open_engine
 from streamai.errors import StateError
+from streamai.events import CLICKS, Events
 from streamai.flow import Counts, Flow
+from streamai.kernels import context as c
 from streamai.layout import Layout
 from streamai.state.counts import RUNS
 from streamai.state.slab import Slab
 from streamai.state.store import MemoryStore, Store
-from tests.made import ITEMS, clicks, random_model
+from streamai.wire.json import Decoder
+from tests.made import ITEMS, click_values, clicks, random_model
 
 
 def flow(**changes) -> Flow:
     return Flow("recommend", "clicks", [UserClicks, ItemClicks], catalogue=ITEMS, **changes)
 
 
+def decoded(engine: Engine, values: list[bytes], first: int, end: int) -> Events:
+    decoder = Decoder(CLICKS, engine.catalogue)
+    n = end - first
+    return decoder.decode(values[first:end], np.arange(first, end), np.zeros(n, "i8"), "clicks", 0, 0)
+
+
 def counts_of(engine: Engine) -> list[bytes]:
-    c = engine.counts
-    return [a.tobytes() for a in (c.ids, c.w, c.pop, c.fast, c.norm, c.top_pop, c.top_fast)]
+    of = engine.counts
+    arrays = (of.ids, of.w, of.pop, of.fast, of.norm, of.top_pop, of.top_fast)
+    return [a.tobytes() for a in arrays]
 
 
 @pytest.mark.parametrize("counts", [Counts(), Counts(tau_days=0.002, fast_tau_days=0.001)])
@@ -47,6 +58,37 @@ def test_counts_come_back_to_the_bit_from_rolling_runs_and_log(tmp_path, counts)
     assert counts_of(again) == before
     assert again.position == engine.position
     assert (again.clock[:2] == clock[:2]).all()
+
+
+@pytest.mark.parametrize("before, after", [(16, 17), (100, 120), (200, 504)])
+@pytest.mark.parametrize("counts", [Counts(), Counts(tau_days=0.002, fast_tau_days=0.001)])
+def test_counts_outlive_a_grown_catalogue_when_their_log_was_cut(counts, before, after):
+    """The new rows have no snapshot, and the records from the beginning are gone."""
+    ids = Catalogue.load(ITEMS).ids
+    small, grown = (flow(counts=counts).but(catalogue=Catalogue.of_ids(ids[:n])) for n in (before, after))
+    store, values = MemoryStore(), click_values(3100, seed=4)
+    engine = Engine(small, store=store)
+    for at in range(0, 3000, 10):
+        engine.step(decoded(engine, values, at, at + 10), Tier.SILENT)
+        engine.checkpoint()
+    links = engine.counts.w.copy()
+    engine = Engine(grown, store=store)
+    assert engine.counts.w[: len(links)].tobytes() == links.tobytes()
+    engine.step(decoded(engine, values, 3000, 3100), Tier.SILENT)
+    engine.checkpoint()
+    assert counts_of(Engine(grown, store=store)) == counts_of(engine)
+
+
+def test_counts_wait_for_a_flow_that_had_no_catalogue_for_a_while():
+    bare = Flow("recommend", "clicks", [UserClicks])
+    store, values = MemoryStore(), click_values(300, seed=4)
+    for at, with_items in ((0, True), (100, False), (200, True)):
+        engine = Engine(bare.but(catalogue=ITEMS) if with_items else bare, store=store)
+        landmark = engine.clock[c.LANDMARK]
+        engine.step(decoded(engine, values, at, at + 100), Tier.SILENT)
+        assert at == 0 or engine.clock[c.LANDMARK] == landmark > 0
+        engine.checkpoint()
+    assert counts_of(Engine(bare.but(catalogue=ITEMS), store=store)) == counts_of(engine)
 
 
 def test_rows_and_items_come_back_to_the_bit(tmp_path):

@@ -92,7 +92,8 @@ class CountsState:
 
     def restore(self, store, clock: np.ndarray, meta: dict) -> None:
         """Runs, then the log; the clock's landmark and the popular lists with them."""
-        if not self.n:
+        if not self.n:  # a flow without its catalogue for a while hands on what it found
+            clock[c.LANDMARK], self.next_run = meta["landmark"], meta["next_run"]
             return
         if meta["counts_width"] != self.ids.shape[1] or meta["tau_ns"] != self.tau.tolist():
             raise StateError(
@@ -117,8 +118,9 @@ class CountsState:
                 part = np.frombuffer(data, array.dtype, array[cut].size, at)
                 array[cut] = part.reshape(array[cut].shape)
                 at += part.nbytes
-        # rows that were never snapshotted start empty, before the first record
-        clock[c.LANDMARK] = oldest[1] if oldest and covered >= self.n else 0
+        # rows that were never snapshotted start empty; all runs have one landmark, or were taken before there
+        # was one: a rescale writes them all
+        clock[c.LANDMARK] = oldest[1] if oldest else 0
         for name, data in store.scan(b"c"):
             self.chunks.append(int.from_bytes(name, "big", signed=True))
             kernel.replay(
