@@ -14,7 +14,7 @@ import numpy as np
 from streamai.catalogue import Catalogue
 from streamai.deadline import Tier
 from streamai.declaration import duration_ns
-from streamai.errors import StateError
+from streamai.errors import StateError, StepError
 from streamai.events import Events
 from streamai.feature import compile_views
 from streamai.flow import Flow
@@ -108,11 +108,23 @@ class Engine:
         if n:
             self.position = int(events.rows["offset"][n - 1]) + 1
         scored = self._scored(events, n)
+        if n == 0:
+            return scored  # users' own code need not know of a step without events
         if self.flow.scorer is not None:
+            scored.scores[:] = 0  # what it leaves out must not be the step's before
             self.flow.scorer(scored.features, scored.hidden, scored.scores)
         if self.flow.decide is not None:
-            scored.target[:] = self.flow.decide(scored, events)
+            scored.target[:] = self._decided(scored, events)
         return scored
+
+    def _decided(self, scored: Scored, events: Events) -> np.ndarray:
+        target = self.flow.decide(scored, events)
+        if np.shape(target) not in ((), (len(scored),)):
+            raise StepError(
+                f"decide of flow {self.flow.name!r} gave an array of shape {np.shape(target)} for "
+                f"{len(scored)} events; expected one target an event (or one number for all)"
+            )
+        return target
 
     def _scored(self, events: Events, n: int) -> Scored:
         a = self.arrays

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 HEADER_CELLS = 3
+MODEL_CELL = 2
 BOOK_CELLS = 8
 
 

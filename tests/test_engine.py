@@ -9,7 +9,7 @@ from streamai import FeatureView, count
 from streamai.catalogue import Catalogue
 from streamai.deadline import Tier
 from streamai.engine import Engine, open_engine
-from streamai.errors import DeclarationError, ModelError, StateError
+from streamai.errors import DeclarationError, ModelError, StateError, StepError
 from streamai.events import EVENT, MARKET, Events, Schema
 from streamai.flow import HORIZONS, Counts, Flow
 from streamai.kernels import context as c
@@ -304,6 +304,29 @@ def test_a_changed_catalogue_keeps_what_an_index_means(stream, tmp_path):
 def test_counts_that_do_not_fit_the_log_are_refused(changes):
     with pytest.raises(DeclarationError, match="counts"):
         Counts(**changes)
+
+
+@pytest.mark.parametrize("shape", [(3,), (50, 2), (50, 1)])
+def test_targets_of_another_shape_are_refused_in_words(stream, shape):
+    wrong = Flow("mine", "clicks", [UserClicks], decide=lambda scored, events: np.zeros(shape))
+    with pytest.raises(StepError, match=r"decide of flow 'mine' gave an array of shape .* for 50 events"):
+        Engine(wrong).step(stream[:50], Tier.FULL)
+
+
+def test_a_scorer_that_leaves_an_event_out_does_not_find_the_last_step_s_score(stream):
+    def scorer(features, hidden, out):
+        seen = features[:, 0] > 1
+        out[seen, 0] = features[seen, 0]
+
+    mine = Flow("mine", "clicks", [UserClicks], scorer=scorer)
+    assert run(Engine(mine), stream[:300], always(7)) == run(Engine(mine), stream[:300], always(100))
+
+
+def test_a_step_without_events_does_not_reach_the_users_code(stream):
+    mine = Flow(
+        "mine", "clicks", [UserClicks], scorer=lambda f, h, out: out[0], decide=lambda s, e: 1 / len(s)
+    )
+    assert len(Engine(mine).step(stream[:0], Tier.FULL)) == 0
 
 
 def test_a_scorer_beside_a_market_model():

@@ -112,14 +112,19 @@ def test_rows_and_items_come_back_to_the_bit(tmp_path):
     assert open_engine(flow(), tmp_path).state_arrays["items_f8"].tobytes() == items
 
 
-def test_a_model_change_rebuilds_lm_states_from_the_ring(tmp_path):
+@pytest.mark.parametrize("widths", [(16,), (0,), (32,), (48, 0), (16, 0, 32)])
+def test_a_model_change_rebuilds_lm_states_from_the_ring(tmp_path, widths):
+    """Also of another width, or where there was none; two rows in memory: most come from the store."""
     events = clicks(400, seed=6)
-    first, second = random_model(tmp_path / "a", seed=1), random_model(tmp_path / "b", seed=2)
-    engine = open_engine(flow(model=first), tmp_path)
-    for at in range(0, 300, 50):
-        engine.step(events[at : at + 50], Tier.FULL)
-    engine.checkpoint()
-    engine.close()
+    second = random_model(tmp_path / "b", seed=2)
+    for i, d in enumerate(widths):
+        first = random_model(tmp_path / f"a{i}", seed=1, d=d) if d else None
+        engine = open_engine(flow(model=first), tmp_path, rows_max=2)
+        end = 300 * (i + 1) // len(widths)
+        while engine.position < end:
+            engine.step(events[engine.position : end], Tier.FULL)
+            engine.checkpoint()
+        engine.close()
     engine = open_engine(flow(model=second), tmp_path)
     other = Engine(flow(model=second))
     for at in range(0, 300, 50):

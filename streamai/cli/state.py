@@ -133,16 +133,17 @@ def describe(flow, row, ids: list[str] | None, last: int) -> dict:
 
     from streamai.cli.plan import layout_of
     from streamai.errors import StateError
+    from streamai.layout import MODEL_CELL
 
     layout = layout_of(flow)
-    if row.size != layout.row_bytes:
+    if row.size < 8 * layout.lm_at:
         raise StateError(
-            f"the stored row has {row.size} bytes, {flow.name} now has rows of {layout.row_bytes}: "
-            "the views or the model's size changed since the checkpoint."
+            f"the stored row has {row.size} bytes, {flow.name} now has rows of at least {8 * layout.lm_at}: "
+            "the views changed since the checkpoint."
         )
     cells = row.view("i8")
-    lm = row[8 * layout.lm_at :].view("f4")[: layout.lm_floats].astype("f8")
-    model = f"{row.view('u8')[2]:016x}" if layout.lm_floats else None
+    lm = row[8 * layout.lm_at :].view("f4").astype("f8")  # of the model that made it, not of the flow's
+    model = f"{row.view('u8')[MODEL_CELL]:016x}" if len(lm) else None
     return {
         "events": int(cells[1]),
         "last_event_ts_ns": int(cells[0]),

@@ -11,7 +11,7 @@ import numpy as np
 
 from streamai.errors import StateError
 from streamai.kernels import index, slots
-from streamai.layout import Layout
+from streamai.layout import MODEL_CELL, Layout
 
 
 class Slab:
@@ -96,16 +96,25 @@ class Slab:
                 row[:] = 0
         else:
             at = 2 + int.from_bytes(value[:2], "little")
-            if len(value) - at != row.size:
-                raise StateError(
-                    f"the stored row of key {value[2:at]!r} has {len(value) - at} bytes, this flow's rows "
-                    f"have {row.size}. The views or the model's size changed: remove the state folder to "
-                    "rebuild it."
-                )
-            row[:] = np.frombuffer(value, "u1", offset=at)
+            self._restore(row, value[2:at], np.frombuffer(value, "u1", offset=at))
             self.loaded += 1
         self.hash0[slot], self.hash1[slot], self.keys[slot] = h0, h1, key
         index.insert(self.table, self.hash0, h0, slot)
+
+    def _restore(self, row: np.ndarray, key: bytes, stored: np.ndarray) -> None:
+        """A stored row into its place. LM state of another size is another model's: left out, and the digest
+        with it, so that it is made anew from the ring."""
+        if len(stored) == row.size:
+            row[:] = stored
+            return
+        kept = 8 * self.layout.lm_at
+        if len(stored) < kept:
+            raise StateError(
+                f"the stored row of key {key!r} has {len(stored)} bytes, this flow's rows have at least "
+                f"{kept}. The views changed, or the store is damaged: remove the state folder to rebuild it."
+            )
+        row[:kept], row[kept:] = stored[:kept], 0
+        row[8 * MODEL_CELL : 8 * MODEL_CELL + 8] = 0
 
     def take_dirty(self, count: int) -> tuple[np.ndarray, np.ndarray, list[bytes], list[bytes]]:
         """Slots, copies, hashes, keys of the rows dirtied since the last barrier; they are in flight now."""
