@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
+from types import SimpleNamespace
 
 import pytest
+from aiokafka import TopicPartition
 
+from streamai.clock import ManualClock
 from streamai.errors import StateError, StepError
 from streamai.live.batch import Batch
+from streamai.live.source import Source
 from tests.pump import DEAD, FLOW, LATE_TOPIC, Bench, expected, users
 
 
@@ -208,12 +212,68 @@ def test_batches_from_before_a_rewind_or_already_taken_are_dropped():
         first = b.next_batch(10)
         await b.pump.take(first)
         await b.pump.take(first)  # again, as after a seek to the fence
-        stale = Batch(**{**first.__dict__, "epoch": 99})
+        stale = Batch(**{**first.__dict__, "epoch": -1})
         await b.pump.take(stale)
         await b.run()
         assert b.sink.values() == list(expected(b.values)[0].values())
 
     asyncio.run(run())
+
+
+def test_a_batch_that_waited_while_its_partition_went_and_came_back_is_dropped():
+    """The partition was closed at an older fence (a slow sink): what lies between would be lost."""
+
+    async def run():
+        b = Bench(users(30))
+        b.next_batch(10)
+        waiting = b.next_batch(10)
+        b.crash()
+        await b.pump.take(waiting)
+        await b.run()
+        await b.pump.close()
+        assert b.sink.values() == list(expected(b.values)[0].values()) and b.stats.gap == 0
+
+    asyncio.run(run())
+
+
+def test_a_partition_that_rewinds_while_the_channel_is_full_is_read_again():
+    """One fetch brought both partitions; its second batch must not pass for one of after the rewind."""
+    pumps = {p: SimpleNamespace(epoch=p) for p in (0, 1)}
+    got = {
+        TopicPartition("clicks", p): [SimpleNamespace(value=b"", key=b"", offset=9, timestamp=1)]
+        for p in pumps
+    }
+
+    class Channel(list):
+        async def put(self, batch):
+            self.append(batch)
+            pumps[1].epoch = 7
+            source.should_stop = len(self) == 2
+
+    async def getmany(**options):
+        return got
+
+    channel, clock = Channel(), ManualClock(1)
+    app = SimpleNamespace(batches=channel, stats=SimpleNamespace(end={}))
+    source = SimpleNamespace(
+        should_stop=False, generation=0, clock=clock, app=app, partitions=SimpleNamespace(pumps=pumps),
+        consumer=SimpleNamespace(getmany=getmany, highwater=lambda place: 10),
+    )  # fmt: skip
+    source._batches = lambda *args: Source._batches(source, *args)
+    asyncio.run(Source.fetch.fun(source))
+    assert [(b.partition, b.epoch) for b in channel] == [(0, 0), (1, 1)]
+
+
+@pytest.mark.parametrize("end, silent_until", [(50, 0), (200, 100)])
+def test_a_group_that_stands_beyond_the_end_of_a_new_topic_silences_nothing(end, silent_until):
+    pump = SimpleNamespace(engine=SimpleNamespace(position=0), silent_until=0)
+    source = SimpleNamespace(
+        log=SimpleNamespace(warning=lambda *args: None), app=SimpleNamespace(stats=SimpleNamespace(end={})),
+        partitions=SimpleNamespace(pumps={}),
+        consumer=SimpleNamespace(seek=lambda *args: None, resume=lambda *args: None),
+    )  # fmt: skip
+    Source._start(source, pump, TopicPartition("clicks", 0), 0, end, committed=100)
+    assert pump.silent_until == silent_until
 
 
 def test_tier_follows_the_deadline():

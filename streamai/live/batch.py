@@ -12,7 +12,7 @@ import numpy as np
 class Batch:
     """Records of one partition, as one fetch brought them. offsets, kafka_ts_ns: i8[n], ascending offsets.
 
-    epoch: the pump's when they were fetched; a batch from before a rewind is dropped.
+    epoch: the pump's when they were fetched; one from before a rewind, or of another pump, is dropped.
     """
 
     topic: str
@@ -22,7 +22,7 @@ class Batch:
     offsets: np.ndarray
     kafka_ts_ns: np.ndarray
     receive_ts_ns: int
-    epoch: int = 0
+    epoch: int
 
     def __len__(self) -> int:
         return len(self.values)

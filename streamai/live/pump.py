@@ -9,6 +9,7 @@ The fence in the store is the truth. What is lost by a crash is read again from 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import traceback
 from collections import deque
@@ -30,6 +31,7 @@ log = logging.getLogger("streamai.live")
 CHECKPOINT_REST = 40  # at least so many times as long as the last write until the next barrier
 TURNS = 4
 POISON_RUN_MAX = 16  # so many events in a row that fail: it is the flow, not the events
+_EPOCHS = itertools.count()  # no number twice: a batch may wait while its partition goes and comes back
 
 
 class Pump:
@@ -58,7 +60,7 @@ class Pump:
         self.flow, self.partition, self.sink, self.clock, self.stats = flow, partition, sink, clock, stats
         self.cost, self.pace, self.silent_until = cost, pace, silent_until
         self._open_engine, self._codec_of, self._rewind = open_engine, codec_of, rewind
-        self.epoch = 0
+        self.epoch = next(_EPOCHS)
         self.closing = False
         self.synced = 0  # fence that survives a power cut: what may be committed to Kafka
         self.storing = asyncio.Lock()  # a sync in a thread, or the store being closed
@@ -342,7 +344,7 @@ class Pump:
         self._careful_until = max(self._careful_until, last + 1)
         for _, done in self._sent:  # those outputs are sent again under the same ids
             done.add_done_callback(lambda f: f.cancelled() or f.exception())
-        self.epoch += 1
+        self.epoch = next(_EPOCHS)
         self._open()
         self._rewind(self.engine.position)
 

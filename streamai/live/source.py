@@ -108,17 +108,24 @@ class Source(Service, ConsumerRebalanceListener):
                 received_ns = self.clock.now_ns()
                 self.polled_ns = self.clock.monotonic_ns()
                 generation = self.generation  # AFTER getmany
-                for place, records in got.items():
+                # epochs too are of now: a pump may rewind while put() waits for the partition before it
+                for batch in self._batches(got, received_ns):
                     if generation != self.generation or self.should_stop:
                         break  # revoked while put() waited: the next owner begins at the fence
-                    pump = self.partitions.pumps.get(place.partition)
-                    if pump is None:
-                        continue  # not open yet: it seeks to its fence when it is
-                    self.app.stats.end[place.partition] = self.consumer.highwater(place) or 0
-                    await self.app.batches.put(_batch(place, records, received_ns, pump.epoch))
+                    await self.app.batches.put(batch)
         except ConsumerStoppedError:
             if not self.should_stop:
                 raise  # -> the worker stops with exit code 1
+
+    def _batches(self, got: dict, received_ns: int) -> list[Batch]:
+        """Batches of the partitions that are open; another one seeks to its fence when it is."""
+        out = []
+        for place, records in got.items():
+            pump = self.partitions.pumps.get(place.partition)
+            if pump is not None:
+                self.app.stats.end[place.partition] = self.consumer.highwater(place) or 0
+                out.append(_batch(place, records, received_ns, pump.epoch))
+        return out
 
     @Service.task
     async def keep(self) -> None:
@@ -198,7 +205,12 @@ class Source(Service, ConsumerRebalanceListener):
                 f"at {end}: the topic was made anew. Remove {self.partitions.folder(place.partition)} to "
                 "begin again"
             )
-        if position == 0 and committed > begin:
+        if position == 0 and committed > end:
+            self.log.warning(
+                "%s/%d: the group stands at %d, the topic ends at %d: the topic was made anew, the group's "
+                "offset is left aside", place.topic, place.partition, committed, end,
+            )  # fmt: skip
+        elif position == 0 and committed > begin:
             pump.silent_until = committed
             self.log.warning(
                 "%s/%d: no state here, but the group stands at %d: rebuilding it from %d without outputs",
