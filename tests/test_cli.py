@@ -225,3 +225,22 @@ def test_state_get_finds_the_flow_by_itself(tmp_path, monkeypatch, capsys):
     assert printed(capsys, "state", "info")["partitions"][0]["fence"] == 50
     assert printed(capsys, "state", "get", key, "--folder", str(tmp_path / "recommend")) == said
     assert cli.main(["state", "get", "nobody"]) == 1
+
+
+def test_a_folder_that_cannot_be_used_is_told(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(StateError, match="cannot be made.*STREAMAI_FOLDER"):
+        open_engine(flow, tmp_path / "file")
+    out = tmp_path / "nowhere" / "x.weights"
+    assert cli.main(["train", HERE, "--events", "none", "--out", str(out)]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+
+
+def test_an_error_of_the_system_names_the_file_and_no_traceback(capsys, monkeypatch):
+    def run(args):
+        open("/nowhere/at/all")  # noqa: SIM115 (it does not open)
+
+    monkeypatch.setattr(plan_command, "run", run)
+    assert cli.main(["plan", HERE]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("streamai plan:") and "/nowhere/at/all" in err and "Traceback" not in err

@@ -145,3 +145,11 @@ def test_memory_holds_only_what_the_files_are_apart(files, monkeypatch):
     monkeypatch.setattr(parity._Meeting, "take", watched)
     assert compare(live(files[0], near), replayed(files[1], values)).identical
     assert 0 < most[0] < 600
+
+
+def test_a_file_that_is_none_is_told(tmp_path, capsys):
+    good, junk = live(tmp_path / "good.parquet", VALUES), tmp_path / "junk.parquet"
+    junk.write_bytes(b"no parquet")
+    for pair in ((junk, good), (good, junk), (tmp_path / "none", good), (good, tmp_path / "none")):
+        assert cli.main(["parity", *map(str, pair)]) == 1
+        assert "is not a" in capsys.readouterr().err

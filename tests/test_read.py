@@ -227,3 +227,28 @@ def test_shared_movielens():
     )
     assert len(frame) == 100_000 and frame["event_ts_ns"].is_sorted() and "fold" in frame.columns
     assert frame.select(valid(CLICKS).all()).item()
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.ndjson", "t.csv"])
+@pytest.mark.parametrize("raw", [b"", b'{"user_id": "u"\n', bytes(range(256)) * 9])
+def test_a_file_that_cannot_be_read_is_an_error_of_ours(tmp_path, name, raw):
+    path = tmp_path / name
+    path.write_bytes(raw)
+    for read in (
+        is_recorded,
+        count_rows,
+        lambda p: read_events(p, CLICKS),
+        lambda p: list(scan_events(p, CLICKS)),
+    ):
+        try:
+            read(path)
+        except InputError as error:
+            assert str(path) in str(error)
+
+
+def test_times_of_1970_are_wondered_at(tmp_path, caplog):
+    path = write(tmp_path, user_id=["u"], item_id=["i"], t=[1_700_000_000])
+    list(scan_events(path, CLICKS, ["event_ts_s=t"]))
+    assert not caplog.records
+    list(scan_events(path, CLICKS, ["event_ts_ms=t"]))
+    assert "all of 1970-01-20 or before. Is the unit in --map" in caplog.text

@@ -173,3 +173,39 @@ def test_command(events, tmp_path, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert json.loads(lines[-1])["scored"] == N and len(lines) == 3
     assert cli.main([*command, "--tiers", "recorded"]) == 2
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_a_replay_that_was_stopped_leaves_nothing_that_looks_whole_and_no_half_step(
+    table, events, tmp_path, error
+):
+    """The output keeps another name, and the state is that of the last checkpoint."""
+    calls = iter(range(3))
+
+    def decide(scored, events):
+        if next(calls, None) is None:
+            raise error
+        return scored.target
+
+    out, folder = tmp_path / "out.parquet", tmp_path / "state"
+    with pytest.raises(error):
+        replay(FLOW.but(decide=decide), events, out, folder=folder)
+    assert not out.exists() and len(pl.read_parquet(tmp_path / "out.parquet.part")) == 2 * 3 * 256
+    counts, got = run(events, out, folder=folder)
+    assert counts["scored"] == N and got.equals(run(events, tmp_path / "whole.parquet")[1])
+
+
+def test_a_file_is_whole_when_it_has_its_name_and_a_device_keeps_its(tmp_path):
+    path = tmp_path / "a.parquet"
+    with TableWriter(path, RECORD):
+        assert not path.exists()
+    assert len(pl.read_parquet(path)) == 0 and not (tmp_path / "a.parquet.part").exists()
+    with TableWriter("/dev/null", RECORD) as file:
+        assert file.draft == file.path
+
+
+@pytest.mark.parametrize("option", ["--batch=0", "--batch=-5", "--partitions=0", "--show=-1"])
+def test_numbers_that_make_no_sense_are_wrong_usage(events, option, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["replay", "tests.test_replay", "--events", str(events), option])
+    assert stopped.value.code == 2 and "is below" in capsys.readouterr().err

@@ -72,3 +72,8 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `streamai plan ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as e:  # a file or a folder that cannot be used: it says which and why
+        if e.filename is None:
+            raise
+        print(f"streamai {name}: {e}", file=sys.stderr)
+        return 1

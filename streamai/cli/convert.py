@@ -40,16 +40,23 @@ def run(args) -> int:
 
 
 def _write(parts: Iterator, out: str) -> int:
+    import pathlib
+
     import pyarrow.parquet as pq
 
-    rows, writer = 0, None
+    rows, writer, draft = 0, None, pathlib.Path(out + ".part")
     try:
         for part in parts:
             table = part.to_arrow()
-            writer = writer or pq.ParquetWriter(out, table.schema, compression="zstd")
+            writer = writer or pq.ParquetWriter(draft, table.schema, compression="zstd")
             writer.write_table(table)
             rows += len(part)
-    finally:
+    except BaseException:
         if writer:
             writer.close()
+            draft.unlink()
+        raise
+    if writer:
+        writer.close()
+        draft.replace(out)
     return rows

@@ -17,6 +17,18 @@ EPILOG = """\
 """
 
 
+def whole(low: int):
+    """The type of an option that is a whole number from `low` up."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < low:
+            raise argparse.ArgumentTypeError(f"{text} is below {low}")
+        return value
+
+    return number
+
+
 def add_mapping(parser: argparse.ArgumentParser) -> None:
     """--map, --set, --kind, --zone, --sort."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

@@ -9,6 +9,8 @@ INDEX_BYTES = 48
 
 
 def add(subparsers) -> None:
+    from streamai.cli.inputs import whole
+
     p = subparsers.add_parser(
         "plan",
         help="show a flow's features, row layout and memory",
@@ -16,7 +18,7 @@ def add(subparsers) -> None:
         "reach back beyond its length), the layout of a row, and the memory for a million keys.",
     )
     p.add_argument("flow", help="module with `flow = Flow(...)`, such as agents.recommend")
-    p.add_argument("--keys", type=int, default=1_000_000, help="number of keys to reckon for (1000000)")
+    p.add_argument("--keys", type=whole(1), default=1_000_000, help="number of keys to reckon for (1000000)")
     p.add_argument("--json", action="store_true", help="one JSON object")
 
 

@@ -8,7 +8,7 @@ import time
 
 
 def add(subparsers) -> None:
-    from streamai.cli.inputs import add_mapping
+    from streamai.cli.inputs import add_mapping, whole
 
     p = subparsers.add_parser(
         "produce",
@@ -20,7 +20,7 @@ def add(subparsers) -> None:
     p.add_argument("topic")
     p.add_argument("--schema", default="", help="clicks or market (default: the topic's name)")
     p.add_argument("--bootstrap", default="", help="host:port of Kafka (default: the settings)")
-    p.add_argument("--partitions", type=int, default=4, help="of the topic (4); made if it is not there")
+    p.add_argument("--partitions", type=whole(1), default=4, help="of the topic (4); made if it is not there")
     p.add_argument(
         "--rate", type=float, default=0.0, help="events/s, open loop (default: as fast as it goes)"
     )

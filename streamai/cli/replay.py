@@ -7,7 +7,7 @@ from collections import deque
 
 
 def add(subparsers) -> None:
-    from streamai.cli.inputs import add_mapping
+    from streamai.cli.inputs import add_mapping, whole
 
     p = subparsers.add_parser(
         "replay",
@@ -22,12 +22,12 @@ def add(subparsers) -> None:
     p.add_argument("--out", help="parquet file to write")
     p.add_argument("--tiers", default="full", choices=("full", "rank", "prior", "silent", "recorded"))
     p.add_argument("--recorded", help="recorded output topic, for --tiers recorded")
-    p.add_argument("--batch", type=int, default=256, help="most events of one step (256)")
-    p.add_argument("--partitions", type=int, default=1, help="split a file of events by key (1)")
+    p.add_argument("--batch", type=whole(1), default=256, help="most events of one step (256)")
+    p.add_argument("--partitions", type=whole(1), default=1, help="split a file of events by key (1)")
     p.add_argument("--state", help="folder that keeps the state; a second replay goes on from it")
     p.add_argument("--model", help="weights file in place of the flow's; 'none' = without")
     p.add_argument("--items", help="catalogue in place of the flow's; 'events' = the items met in the events")
-    p.add_argument("--show", type=int, default=0, metavar="N", help="print the last N results")
+    p.add_argument("--show", type=whole(0), default=0, metavar="N", help="print the last N results")
     p.add_argument("--json", action="store_true", help="last line is one JSON object")
     add_mapping(p)
 

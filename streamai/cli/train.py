@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import pathlib
 
-from streamai.cli.inputs import add_mapping
+from streamai.cli.inputs import add_mapping, whole
 
 
 def add(subparsers) -> None:
@@ -27,9 +28,9 @@ def add(subparsers) -> None:
     )  # fmt: skip
     p.add_argument("--until", type=_share, help="share of time to fit on, in place of the protocol's")
     p.add_argument("--d", type=int, default=64, help="width of the LM, a multiple of 16 (64)")
-    p.add_argument("--layers", type=int, default=2, help="layers of the LM (2)")
+    p.add_argument("--layers", type=whole(1), default=2, help="layers of the LM (2)")
     p.set_defaults(model=None)
-    p.add_argument("--epochs", type=int, help="passes over the events (30 for clicks, 4 for a market)")
+    p.add_argument("--epochs", type=whole(1), help="passes over the events (30 for clicks, 4 for a market)")
     p.add_argument("--dropout", type=float, help="(0.2 for clicks, 0.1 for a market)")
     p.add_argument("--rate", type=float, default=2e-3, help="learning rate (0.002)")
     p.add_argument("--no-time", action="store_true", help="the LM sees no time gaps")
@@ -37,7 +38,7 @@ def add(subparsers) -> None:
     p.add_argument("--lm", metavar="FILE", help="take the LM of this weights file; fit the head only")
     p.add_argument("--hide-seen", action="store_true", help="candidates leave out what the key has met")
     p.add_argument("--seed", type=int, default=0, help="(0)")
-    p.add_argument("--threads", type=int, default=1, help="of torch (1)")
+    p.add_argument("--threads", type=whole(1), default=1, help="of torch (1)")
     p.add_argument("--json", action="store_true", help="one JSON object as the last line")
 
 
@@ -45,6 +46,7 @@ def run(args) -> int:
     from rich.console import Console
 
     from streamai.errors import SettingsError
+
     try:
         import torch  # noqa: F401
     except ImportError as e:
@@ -62,6 +64,7 @@ def run(args) -> int:
 def train_file(args, console) -> dict:
     """Train the flow of `args` on its file; figures of the run."""
     from streamai.cli.inputs import flow_of, mapping_of
+    from streamai.errors import SettingsError
     from streamai.events import MARKET
     from streamai.replay.mapping import TIMES
     from streamai.replay.read import read_events
@@ -70,6 +73,9 @@ def train_file(args, console) -> dict:
 
     mapping = mapping_of(args)
     flow = flow_of(args, mapping)
+    out = args.out or f"{flow.name}.weights"
+    if not pathlib.Path(out).parent.is_dir():  # said before the training, not after it
+        raise SettingsError(f"--out {out}: there is no folder {pathlib.Path(out).parent}")
     market = flow.schema.name == MARKET.name
     table = read_events(args.events, flow.schema, mapping, sort=args.sort)
     # a position is an order, not a time
@@ -83,7 +89,6 @@ def train_file(args, console) -> dict:
         args.d, args.layers, dropout, args.protocol, args.until, timed and not args.no_time,
         args.hide_seen, not args.no_head, args.lm, recipe,
     )  # fmt: skip
-    out = args.out or f"{flow.name}.weights"
     return (trade if market else recommend).train(flow, table, out, options, console)
 
 

@@ -136,7 +136,12 @@ class _Meeting:
 def _name(live: str | pathlib.Path, replayed: str | pathlib.Path, topic: str) -> str:
     """Which output of the replay file is compared."""
     name = topic or output_name(topic_of(live))
-    topics = pl.scan_parquet(replayed).select(pl.col("topic").unique().sort()).collect()["topic"].to_list()
+    try:
+        topics = (
+            pl.scan_parquet(replayed).select(pl.col("topic").unique().sort()).collect()["topic"].to_list()
+        )
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise InputError(f"{replayed} is not a file of streamai replay: {error}") from error
     if not name:
         results = [t for t in topics if t not in _SIDE_OUTPUTS]
         if len(results) != 1:

@@ -8,8 +8,11 @@ decoder as live events (see run.py), so one set of rules decides what is a dead 
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import pathlib
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 
 import polars as pl
 
@@ -17,6 +20,11 @@ from streamai.errors import InputError
 from streamai.events import CLICKS, Schema
 from streamai.replay.mapping import Mapping, Selection, select
 from streamai.wire.check import KEY_BYTES_MAX, TIME_END_NS
+
+log = logging.getLogger("streamai.replay")
+
+EARLY_NS = 31_536_000 * 10**9
+"""1971: whose times all lie before are read in too small a unit, most likely."""
 
 RECORDED = ("partition", "offset", "key", "value", "kafka_ts_ms")
 """Columns that make a parquet file a recorded topic."""
@@ -29,7 +37,8 @@ def is_recorded(path: str | pathlib.Path) -> bool:
     """Whether the file is a topic written by `streamai record`."""
     if pathlib.Path(path).suffix != ".parquet":
         return False
-    return set(RECORDED) <= set(pl.scan_parquet(path).collect_schema())
+    with _readable(path):
+        return set(RECORDED) <= set(pl.scan_parquet(path).collect_schema())
 
 
 def read_events(
@@ -49,7 +58,8 @@ def read_events(
     Invalid rows are kept: `valid` tells them. InputError where a field cannot be found.
     """
     frame, _ = _scan(path, schema, mapping, sort, keep)
-    return frame.collect()
+    with _readable(path):
+        return frame.collect()
 
 
 def conform(
@@ -71,11 +81,12 @@ def scan_events(
     """The same in frames of about `batch` rows. Constant memory, except that sorting needs the whole file."""
     frame, selection = _scan(path, schema, mapping, sort, ())
     first = True
-    for part in frame.collect_batches(chunk_size=batch, maintain_order=True, lazy=True):
-        if first and len(part):
-            first = False
-            _check_times(part, path, selection)
-        yield part
+    with _readable(path):
+        for part in frame.collect_batches(chunk_size=batch, maintain_order=True, lazy=True):
+            if first and len(part):
+                first = False
+                _check_times(part, path, selection)
+            yield part
 
 
 def item_ids(
@@ -85,13 +96,15 @@ def item_ids(
     if is_recorded(path):
         raise InputError(f"{path} is a recorded topic; give its catalogue as a file")
     frame, _ = _scan(path, schema, mapping, False, ())
-    ids = frame.select(pl.col(schema.item).unique()).collect().to_series().drop_nulls().to_list()
+    with _readable(path):
+        ids = frame.select(pl.col(schema.item).unique()).collect().to_series().drop_nulls().to_list()
     return sorted(filter(None, ids), key=lambda i: (0, int(i), i) if i.isdecimal() else (1, 0, i))
 
 
 def count_rows(path: str | pathlib.Path) -> int:
     """Number of rows of the file, for progress bars; CSV files are read once for it."""
-    return _open(pathlib.Path(path))[0].select(pl.len()).collect().item()
+    with _readable(path):
+        return _open(pathlib.Path(path))[0].select(pl.len()).collect().item()
 
 
 def valid(schema: Schema) -> pl.Expr:
@@ -138,7 +151,8 @@ def _scan(
 ) -> tuple[pl.LazyFrame, Selection]:
     path = pathlib.Path(path)
     table, known = _open(path)
-    columns = table.collect_schema()
+    with _readable(path):
+        columns = table.collect_schema()
     if set(RECORDED) <= set(columns):
         raise InputError(f"{path} is a recorded topic, not a table of events: replay reads it without --map")
     mapping = as_mapping(mapping)
@@ -149,6 +163,15 @@ def _scan(
     if sort or selection.no_time:
         frame = frame.sort("event_ts_ns", maintain_order=True)
     return frame, selection
+
+
+@contextlib.contextmanager
+def _readable(path: str | pathlib.Path) -> Iterator[None]:
+    """polars' own errors as InputError: it reads late, where rows are asked for."""
+    try:
+        yield
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
 
 
 def _open(path: pathlib.Path) -> tuple[pl.LazyFrame, Mapping | None]:
@@ -205,3 +228,10 @@ def _check_times(part: pl.DataFrame, path: str | pathlib.Path, selection: Select
             f"{path}: none of the first {len(part)} rows has a time that can be read (years 1678 to 2262). "
             "Is the unit in --map event_ts_s, _ms, _us, _ns the column's?"
         )
+    newest = part["event_ts_ns"].max()
+    if not selection.no_time and 0 < newest < EARLY_NS:
+        log.warning(
+            "%s: the first %d rows are all of %s or before. Is the unit in --map event_ts_s, _ms, _us, _ns "
+            "the column's?",
+            path, len(part), f"{datetime.fromtimestamp(newest / 1e9, UTC):%Y-%m-%d}",
+        )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pathlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -39,13 +40,22 @@ OUTPUT = pa.schema(
 _ROWS_HELD = 65_536
 
 
+log = logging.getLogger("streamai.replay")
+
+
 class TableWriter:
-    """Writes rows of a fixed layout to a parquet file in row groups of bounded size."""
+    """Writes rows of a fixed layout to a parquet file in row groups of bounded size.
+
+    The file has its name only when it is whole: until `close` it is NAME.part; after `leave` it stays that.
+    """
 
     def __init__(self, path: str | pathlib.Path, layout: pa.Schema, topic: str = "") -> None:
         self.layout = layout.with_metadata({"topic": topic}) if topic else layout
+        self.path = pathlib.Path(path).resolve()
+        plain = self.path.is_file() or not self.path.exists()  # else a device, which has no other name
+        self.draft = self.path.with_name(self.path.name + ".part") if plain else self.path
         try:
-            self.file = pq.ParquetWriter(str(path), self.layout, compression="zstd")
+            self.file = pq.ParquetWriter(str(self.draft), self.layout, compression="zstd")
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error}") from error
         self.held: list[pa.Table] = []
@@ -67,14 +77,22 @@ class TableWriter:
         self.held, self.rows_held = [], 0
 
     def close(self) -> None:
+        """The file is whole."""
         self._flush()
         self.file.close()
+        self.draft.replace(self.path)
+
+    def leave(self) -> None:
+        """Something failed: what there is stays readable, under the other name."""
+        self._flush()
+        self.file.close()
+        log.warning("%s is not whole: the %d rows until now are in %s", self.path, self.rows, self.draft)
 
     def __enter__(self) -> TableWriter:
         return self
 
-    def __exit__(self, *exc) -> None:
-        self.close()
+    def __exit__(self, kind, *exc) -> None:
+        self.close() if kind is None else self.leave()
 
 
 @dataclass
@@ -95,7 +113,10 @@ class Records:
 
 def topic_of(path: str | pathlib.Path) -> str:
     """The name of the topic that was recorded into the file; "" if the file does not say."""
-    metadata = pq.read_schema(str(path)).metadata or {}
+    try:
+        metadata = pq.read_schema(str(path)).metadata or {}
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{path} is not a recorded topic: {error}") from error
     return metadata.get(b"topic", b"").decode()
 
 

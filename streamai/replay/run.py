@@ -77,9 +77,10 @@ class Partition:
             if len(scored) < len(part):
                 self.engine.checkpoint()
 
-    def close(self) -> None:
-        """Keep the state, where it is kept, and release the store."""
-        if self.kept:
+    def close(self, whole: bool = True) -> None:
+        """Keep the state, where it is kept, and release the store. whole: no exception on the way, which may
+        have left a step half done; then the state is that of the last checkpoint."""
+        if self.kept and whole:
             self.engine.checkpoint()
             self.engine.store.sync()
         self.engine.close()
@@ -128,9 +129,10 @@ class Replay:
         if events.dead:
             yield Step(records, events, None)
 
-    def close(self) -> None:
+    def close(self, whole: bool = True) -> None:
+        """Close every partition; see Partition.close."""
         for partition in self.partitions.values():
-            partition.close()
+            partition.close(whole)
         self.partitions = {}
 
 
@@ -164,7 +166,7 @@ def replay(
     outputs: Counter = Counter()
     causes: Counter = Counter()
     file = TableWriter(out, OUTPUT) if out else None
-    total = count_rows(source)
+    total, whole = count_rows(source), False
     try:
         with Progress(f"replay {flow.name}", total) as bar:
             for records in records_of(source, flow, mapping, partitions, sort):
@@ -179,10 +181,11 @@ def replay(
                             file.write(topic=topic, partition=[records.partition] * len(topic), **columns)
                 bar.advance(len(records))
             seconds, rate = bar.seconds, bar.rate
+        whole = True
     finally:
-        run.close()
+        run.close(whole)
         if file:
-            file.close()
+            file.close() if whole else file.leave()
     return {
         "flow": flow.name,
         "events": total,

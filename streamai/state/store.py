@@ -144,7 +144,13 @@ class Store(MemoryStore):
 
     def __init__(self, folder: str | Path, wait_s: float = 0.0, read_only: bool = False) -> None:
         self.where = str(folder)
-        Path(folder).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            Path(folder).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StateError(
+                f"the folder of the state cannot be made: {error}. Name another with state.folder "
+                "(STREAMAI_FOLDER), or --state of a replay"
+            ) from error
         access = rocksdict.AccessType.read_only() if read_only else rocksdict.AccessType.read_write()
         until = time.monotonic() + wait_s
         while True:
