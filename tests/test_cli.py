@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -244,3 +245,18 @@ def test_an_error_of_the_system_names_the_file_and_no_traceback(capsys, monkeypa
     assert cli.main(["plan", HERE]) == 1
     err = capsys.readouterr().err
     assert err.startswith("streamai plan:") and "/nowhere/at/all" in err and "Traceback" not in err
+
+
+def test_what_keeps_a_worker_from_starting_is_said_before_faust_starts(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("STREAMAI_BOOTSTRAP", "127.0.0.1:1")
+    monkeypatch.setenv("STREAMAI_FOLDER", str(tmp_path / "state"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert cli.main(["worker", HERE, "--web-port", str(taken.getsockname()[1])]) == 2
+    err = capsys.readouterr().err
+    assert "cannot listen on 127.0.0.1" in err and "--web-port" in err and "Traceback" not in err
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("STREAMAI_FOLDER", str(tmp_path / "file"))
+    assert cli.main(["worker", HERE, "--web-port", "0"]) == 1
+    assert str(tmp_path / "file") in capsys.readouterr().err

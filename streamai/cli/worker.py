@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pathlib
+import socket
+
 
 def add(subparsers) -> None:
     p = subparsers.add_parser(
@@ -21,10 +24,31 @@ def run(args) -> int:
     from streamai import flow, settings
     from streamai.live.connection import connection
 
-    connection(settings.load().kafka)  # says now what would else be said after Faust's banner
+    # what follows says now what would else be said after Faust's banner, with a stack
+    here = settings.load()
+    connection(here.kafka)
     flow.load(args.module)
-    port = settings.load().web.port if args.web_port is None else args.web_port
+    pathlib.Path(here.state.folder).mkdir(parents=True, exist_ok=True)
+    port = here.web.port if args.web_port is None else args.web_port
+    if port:
+        _check_free(here.web.host, port)
     web = ["--web-port", str(port)] if port else ["--without-web"]
     command = ["-A", args.module, "worker", "-l", args.loglevel, *web]
     cli.main(command, prog_name="streamai worker", standalone_mode=True)
     return 0
+
+
+def _check_free(host: str, port: int) -> None:
+    """SettingsError if nothing can listen there."""
+    from streamai.errors import SettingsError
+
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, number) as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server itself does
+            s.bind(address)
+    except (OSError, OverflowError) as e:
+        raise SettingsError(
+            f"the web endpoint cannot listen on {host}:{port}: {e}. Another worker may be there; give "
+            "--web-port or STREAMAI_WEB__PORT (0 = no web endpoint)"
+        ) from e
