@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import json
 import os
 import pathlib
 import statistics
@@ -193,9 +192,10 @@ def _watch(line: Line, seen: dict, stop: threading.Event) -> None:
             if m.topic() == "ping":
                 seen["ping"].append((int(m.value()), now))
             else:
-                value = json.loads(m.value())
-                seen["out"].append((value["event_ts_ns"], now))
-                seen["full"] += value["tier"] == "full"
+                value = m.value()  # looked into without a parser: this process shares the cores it measures
+                at = value.index(b'"event_ts_ns":') + 14
+                seen["out"].append((int(value[at : value.index(b",", at)]), now))
+                seen["full"] += b'"tier":"full"' in value
 
 
 def _feed(line: Line, rate: int, seconds: float) -> tuple[int, int]:
