@@ -238,7 +238,7 @@ def test_a_batch_that_waited_while_its_partition_went_and_came_back_is_dropped()
 
 def test_a_partition_that_rewinds_while_the_channel_is_full_is_read_again():
     """One fetch brought both partitions; its second batch must not pass for one of after the rewind."""
-    pumps = {p: SimpleNamespace(epoch=p) for p in (0, 1)}
+    pumps = {p: SimpleNamespace(epoch=p, engine=SimpleNamespace(position=0)) for p in (0, 1)}
     got = {
         TopicPartition("clicks", p): [SimpleNamespace(value=b"", key=b"", offset=9, timestamp=1)]
         for p in pumps
@@ -262,6 +262,24 @@ def test_a_partition_that_rewinds_while_the_channel_is_full_is_read_again():
     source._batches = lambda *args: Source._batches(source, *args)
     asyncio.run(Source.fetch.fun(source))
     assert [(b.partition, b.epoch) for b in channel] == [(0, 0), (1, 1)]
+
+
+def test_a_topic_that_begins_again_while_it_is_read_stops_the_worker():
+    """Else its records would be dropped as ones that were taken before."""
+    pump = SimpleNamespace(epoch=0, engine=SimpleNamespace(position=100))
+    source = SimpleNamespace(
+        app=SimpleNamespace(stats=SimpleNamespace(end={})),
+        consumer=SimpleNamespace(highwater=lambda place: 10),
+        partitions=SimpleNamespace(pumps={0: pump}, folder=lambda partition: "state/0"),
+    )  # fmt: skip
+
+    def batches(offset):
+        record = SimpleNamespace(value=b"", key=b"", offset=offset, timestamp=1)
+        return Source._batches(source, {TopicPartition("clicks", 0): [record]}, 1)
+
+    assert [b.offsets.tolist() for b in batches(100)] == [[100]]
+    with pytest.raises(StateError, match="clicks/0 began again at offset 99, behind 100"):
+        batches(99)
 
 
 @pytest.mark.parametrize("end, silent_until", [(50, 0), (200, 100)])

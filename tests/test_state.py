@@ -1,5 +1,9 @@
 """Slab, store and counts: what is stored is what was there, and only clean rows make room."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -185,3 +189,24 @@ def test_an_entry_of_another_format_is_refused():
 def test_a_slab_needs_a_row():
     with pytest.raises(StateError):
         Slab(0, Layout(1, 4, 8, 0))
+
+
+def test_a_full_disk_is_told_and_the_store_stands_where_it_stood(tmp_path):
+    """In a process of its own, in which no file may grow beyond 1 MB."""
+    code = f"""
+import resource
+from streamai.deadline import Tier
+from tests.test_state import clicks, flow, open_engine
+engine = open_engine(flow(), {str(tmp_path)!r})
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+events = clicks(3000, seed=4)
+while engine.position < len(events):
+    engine.step(events[engine.position :][:50], Tier.SILENT)
+    engine.checkpoint()
+    print(engine.position)
+"""
+    here = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=here)
+    assert "StateError: cannot write the state in" in done.stderr and "disk full" in done.stderr
+    engine = open_engine(flow(), tmp_path)
+    assert engine.position == int(done.stdout.split()[-1]) < 3000

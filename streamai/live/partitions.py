@@ -80,10 +80,12 @@ class Partitions:
     async def close(self) -> dict[int, int]:
         """Checkpoint and release every partition; returns their fences on disk."""
         pumps, self.pumps = self.pumps, {}
-        await asyncio.gather(*(p.close() for p in pumps.values()))
+        ends = await asyncio.gather(*(p.close() for p in pumps.values()), return_exceptions=True)
         gc.unfreeze()  # engines that were frozen can be collected now
         gc.collect()
         gc.freeze()
+        for error in filter(None, ends):  # when all have had their turn
+            raise error
         return {p: pump.synced for p, pump in pumps.items() if pump.synced}
 
     def tick(self) -> None:

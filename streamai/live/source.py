@@ -123,6 +123,12 @@ class Source(Service, ConsumerRebalanceListener):
         for place, records in got.items():
             pump = self.partitions.pumps.get(place.partition)
             if pump is not None:
+                if records[0].offset < pump.engine.position:
+                    raise StateError(
+                        f"{place.topic}/{place.partition} began again at offset {records[0].offset}, behind "
+                        f"{pump.engine.position}: the topic was made anew while it was read. Remove "
+                        f"{self.partitions.folder(place.partition)} to begin again"
+                    )
                 self.app.stats.end[place.partition] = self.consumer.highwater(place) or 0
                 out.append(_batch(place, records, received_ns, pump.epoch))
         return out

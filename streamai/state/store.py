@@ -13,6 +13,7 @@ Every value begins with FORMAT. All numbers in names are big endian, so that Roc
 from __future__ import annotations
 
 import json
+import logging
 import os
 import struct
 import time
@@ -24,6 +25,8 @@ import numpy as np
 import rocksdict
 
 from streamai.errors import StateError
+
+log = logging.getLogger("streamai.state")
 
 FORMAT = b"\x01"
 
@@ -185,7 +188,10 @@ class Store(MemoryStore):
             yield name[1:], _value(raw, name, self.where)
 
     def write(self, checkpoint: Checkpoint) -> None:
-        """One atomic batch; survives the process, and the machine after the next `sync`."""
+        """One atomic batch; survives the process, and the machine after the next `sync`.
+
+        StateError when the disk takes no more: the store is as it was.
+        """
         began = time.perf_counter_ns()
         batch = rocksdict.WriteBatch(raw_mode=True)
         if checkpoint.drop_runs:
@@ -194,7 +200,13 @@ class Store(MemoryStore):
             batch.delete_range(b"c", b"c" + struct.pack(">q", checkpoint.log_from))
         for name, value in checkpoint.entries():
             batch.put(name, value)
-        self.db.write(batch)
+        try:
+            self.db.write(batch)
+        except Exception as error:  # rocksdict raises plain Exception for every RocksDB status
+            raise StateError(
+                f"cannot write the state in {self.where}: {error}. Is the disk full? The state stands at the "
+                "checkpoint before; nothing is lost"
+            ) from error
         checkpoint.took_ns = time.perf_counter_ns() - began
 
     def sync(self) -> None:
@@ -215,7 +227,10 @@ class Store(MemoryStore):
         return sum(p.stat().st_size for p in Path(self.where).iterdir() if p.is_file())
 
     def close(self) -> None:
-        self.db.close()
+        try:
+            self.db.close()
+        except Exception as error:  # after a write that failed; what was written before is on disk
+            log.warning("closing the state in %s: %s", self.where, error)
 
 
 def _options() -> rocksdict.Options:
