@@ -17,6 +17,7 @@ from streamai.engine import Engine, open_engine
 from streamai.errors import StateError, StreamaiError
 from streamai.events import CLICK
 from streamai.flow import Flow, load
+from streamai.replay.record import RECORD, TableWriter
 from tests.made import DATA, ITEMS, clicks
 
 
@@ -260,3 +261,17 @@ def test_what_keeps_a_worker_from_starting_is_said_before_faust_starts(tmp_path,
     monkeypatch.setenv("STREAMAI_FOLDER", str(tmp_path / "file"))
     assert cli.main(["worker", HERE, "--web-port", "0"]) == 1
     assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+def test_a_recorded_topic_into_too_few_partitions_and_rates_that_are_none(tmp_path, capsys):
+    path = tmp_path / "t.parquet"
+    with TableWriter(path, RECORD, "clicks") as file:
+        columns = {"key": [b"u"], "value": [b"{}"], "headers": [[]], "kafka_ts_ms": [1]}
+        file.write(partition=[5], offset=[0], **columns)
+    assert cli.main(["produce", str(path), "again", "--partitions", "4"]) == 2
+    assert "give --partitions 6" in capsys.readouterr().err
+    for words in (["produce", "f", "t", "--rate"], ["record", "t", "--seconds"]):
+        for number in ("-1", "nan", "inf"):
+            with pytest.raises(SystemExit) as stopped:
+                cli.main([*words, number])
+            assert stopped.value.code == 2 and "is no number from 0 up" in capsys.readouterr().err

@@ -200,6 +200,9 @@ def test_a_file_is_whole_when_it_has_its_name_and_a_device_keeps_its(tmp_path):
     with TableWriter(path, RECORD):
         assert not path.exists()
     assert len(pl.read_parquet(path)) == 0 and not (tmp_path / "a.parquet.part").exists()
+    with pytest.raises(ZeroDivisionError), TableWriter(tmp_path / "b.parquet", RECORD):
+        raise ZeroDivisionError
+    assert not list(tmp_path.glob("b.*")), "nothing came: nothing is left"
     with TableWriter("/dev/null", RECORD) as file:
         assert file.draft == file.path
 

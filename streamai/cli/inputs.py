@@ -29,6 +29,14 @@ def whole(low: int):
     return number
 
 
+def amount(text: str) -> float:
+    """The type of an option that is a number from 0 up."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number from 0 up")
+    return value
+
+
 def add_mapping(parser: argparse.ArgumentParser) -> None:
     """--map, --set, --kind, --zone, --sort."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

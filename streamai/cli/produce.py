@@ -8,7 +8,7 @@ import time
 
 
 def add(subparsers) -> None:
-    from streamai.cli.inputs import add_mapping, whole
+    from streamai.cli.inputs import add_mapping, amount, whole
 
     p = subparsers.add_parser(
         "produce",
@@ -22,7 +22,7 @@ def add(subparsers) -> None:
     p.add_argument("--bootstrap", default="", help="host:port of Kafka (default: the settings)")
     p.add_argument("--partitions", type=whole(1), default=4, help="of the topic (4); made if it is not there")
     p.add_argument(
-        "--rate", type=float, default=0.0, help="events/s, open loop (default: as fast as it goes)"
+        "--rate", type=amount, default=0.0, help="events/s, open loop (default: as fast as it goes)"
     )
     p.add_argument("--binary", action="store_true", help="fixed binary records in place of JSON")
     p.add_argument("--acks", default="all", choices=("all", "1", "0"))
@@ -61,9 +61,14 @@ def _batches(args):
     from streamai.events import SCHEMAS
     from streamai.replay.produce import read_rows
     from streamai.replay.read import is_recorded
-    from streamai.replay.record import read_keyed
+    from streamai.replay.record import partitions_of, read_keyed
 
     if is_recorded(args.file):
+        if (needs := partitions_of(args.file)) > args.partitions:
+            raise DeclarationError(
+                f"{args.file} was recorded from {needs} partitions or more, and records keep theirs: give "
+                f"--partitions {needs}, or as many as that topic has"
+            )
         return read_keyed(args.file)
     name = args.schema or args.topic
     if name not in SCHEMAS:

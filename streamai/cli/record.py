@@ -7,7 +7,7 @@ import json
 
 
 def add(subparsers) -> None:
-    from streamai.cli.inputs import whole
+    from streamai.cli.inputs import amount, whole
 
     p = subparsers.add_parser(
         "record",
@@ -18,7 +18,7 @@ def add(subparsers) -> None:
     p.add_argument("topic")
     p.add_argument("out", nargs="?", help="parquet file to write (TOPIC.rec.parquet)")
     p.add_argument("--bootstrap", default="", help="host:port of Kafka (default: the settings)")
-    p.add_argument("--seconds", type=float, default=0.0, help="record for so long")
+    p.add_argument("--seconds", type=amount, default=0.0, help="record for so long")
     p.add_argument("--events", type=whole(0), default=0, help="record so many events")
     p.add_argument("--from-end", action="store_true", help="only what comes from now on")
     p.add_argument("--json", action="store_true", help="last line is one JSON object")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from streamai.errors import InputError
@@ -86,6 +87,8 @@ class TableWriter:
         """Something failed: what there is stays readable, under the other name."""
         self._flush()
         self.file.close()
+        if not self.rows:
+            return self.draft.unlink() if self.draft != self.path else None
         log.warning("%s is not whole: the %d rows until now are in %s", self.path, self.rows, self.draft)
 
     def __enter__(self) -> TableWriter:
@@ -138,6 +141,12 @@ def read_records(path: str | pathlib.Path, batch: int = 16_384) -> Iterator[Reco
         offsets, kafka_ts_ns = offset.to_numpy(), kafka_ts_ms.to_numpy() * 1_000_000
         for i, j in zip([0, *edges.tolist()], [*edges.tolist(), len(values)]):
             yield Records(int(partition[i]), values[i:j], offsets[i:j], kafka_ts_ns[i:j])
+
+
+def partitions_of(path: str | pathlib.Path) -> int:
+    """How many partitions the recorded topic needs: the greatest that has a record, and those below."""
+    column = pq.read_table(str(path), columns=["partition"])["partition"]
+    return 1 + (pc.max(column).as_py() if len(column) else 0)
 
 
 def read_keyed(path: str | pathlib.Path, batch: int = 16_384) -> Iterator[tuple[list, list, list]]:
