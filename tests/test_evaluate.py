@@ -20,7 +20,7 @@ from streamai.evaluate.baselines import (
     OwnFrequencies,
     Popularity,
 )
-from streamai.evaluate.recommend import LIST, Tally, evaluate
+from streamai.evaluate.recommend import LIST, Tally, evaluate, paired
 from streamai.events import CLICKS
 from streamai.flow import HORIZONS, Flow
 from streamai.flow import Counts as CountsSettings
@@ -180,8 +180,30 @@ def test_tally_of_ranks():
     tally.listed("all", 0, np.array([3, 2, -1]), np.array([2]), none)
     tally.dense(1, np.array([0.5, 0.4, 0.6, 0], np.float32), np.array([1]), none, np.array([0]))
     assert tally.rank["all"].tolist() == [2, 3] and tally.rank["new"].tolist() == [m.MISS, 2]
-    figures = tally.report(np.zeros(2, bool), 4)["all"]
+    figures = tally.report(np.zeros(2, bool), np.ones(4, bool))["all"]
     assert figures["mrr@20"] == pytest.approx((1 / 2 + 1 / 3) / 2) and figures["coverage@10"] == 1
+
+
+def test_what_is_out_of_stock_is_shown_by_nobody_and_covers_nothing(tmp_path):
+    (tmp_path / "items.csv").write_text("id,available\n" + "".join(f"{k},{int(k != 1)}\n" for k in range(12)))
+    rows = [(f"u{u}", str((u + k) % 12), 100 * k + u) for u in range(24) for k in range(8)]
+    flow = Flow("test", source="clicks", schema=CLICKS, catalogue=Catalogue.load(tmp_path / "items.csv"))
+    report = evaluate(flow, protocols.leave_one_out(table(*rows), CLICKS))
+    assert report["items"] == 11 and report["targets_not_available"] == 2
+    for name, figures in report["models"].items():
+        assert figures["all"]["coverage@10"] <= 1 and figures["all"]["hr@20"] <= 22 / 24, name
+    assert report["models"]["markov-1"]["all"]["hr@10"] == pytest.approx(22 / 24)
+
+
+def test_paired_differences_by_hand():
+    rows = table(("a", "1", 0), ("a", "2", 1), ("b", "1", 3), ("b", "3", 4), ("c", "1", 5), ("c", "2", 6))
+    task = protocols.leave_one_out(rows, CLICKS)
+    ours, other = Tally(task, 4), Tally(task, 4)
+    ours.rank["all"][:], other.rank["all"][:] = [1, 3, 1], [1, 1, m.MISS]
+    less = paired(ours, {"other": other}, np.array([False, True, False]))
+    assert less["all"]["other"]["ndcg@10"] == pytest.approx((0 - 0.5 + 1) / 3)
+    assert less["all"]["other"]["ndcg@10_se"] == pytest.approx(np.std([0, -0.5, 1], ddof=1) / math.sqrt(3))
+    assert less["new"]["other"]["ndcg@10"] == 0  # both miss there
 
 
 def test_moves_and_when_they_are_known():

@@ -81,7 +81,7 @@ def _clicks(flow, table, args) -> dict:
     if not args.json:
         _print_facts(report)
         for mode, title in (("all", "all items"), ("new", "without items the key had, new targets only")):
-            _print_models(report["models"], mode, title)
+            _print_models(report["models"], report["paired"], mode, title)
     return report
 
 
@@ -101,19 +101,21 @@ def _print_facts(report: dict) -> None:
     print("  ".join(f"{k} {v:,}" for k, v in report.items() if isinstance(v, int)))
 
 
-def _print_models(models: dict, mode: str, title: str) -> None:
+def _print_models(models: dict, paired: dict, mode: str, title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
     names = ("hr@10", "hr@20", "ndcg@10", "mrr@20")
     table = Table(title=f"{title} ({next(iter(models.values()))[mode]['targets']:,} targets)")
-    for column in ("model", *names, "coverage@10", "gini@10"):
+    for column in ("model", *names, "coverage@10", "gini@10", "ndcg@10: the flow's less this"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for model, figures in models.items():
         f = figures[mode]
         cells = [f"{f[n]:.4f} ±{f[n + '_se']:.4f}" for n in names]
-        table.add_row(model, *cells, f"{f['coverage@10']:.3f}", f"{f['gini@10']:.3f}")
-    Console(width=120).print(table)
+        less = paired[mode].get(model)
+        beside = f"{less['ndcg@10']:+.4f} ±{less['ndcg@10_se']:.4f}" if less else ""
+        table.add_row(model, *cells, f"{f['coverage@10']:.3f}", f"{f['gini@10']:.3f}", beside)
+    Console(width=150).print(table)
 
 
 def _print_horizons(horizons: dict) -> None:

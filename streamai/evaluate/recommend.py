@@ -33,6 +33,7 @@ class Tally:
 
     def __init__(self, task: Task, items: int) -> None:
         self.at = task.target_at
+        self.group = np.repeat(np.arange(len(self.at) - 1), np.diff(self.at))  # list of each target
         self.rank = {mode: np.full(len(task.target), m.MISS, np.int64) for mode in self.MODES}
         self.shown = {mode: np.zeros(items, np.int64) for mode in self.MODES}
 
@@ -56,25 +57,43 @@ class Tally:
         shown = items[:SHOWN]
         self.shown[mode][shown[shown >= 0]] += 1
 
-    def report(self, repeat: np.ndarray, available: int) -> dict:
-        """repeat bool[T]: targets that the key had before, which `new` does not count."""
-        group = np.repeat(np.arange(len(self.at) - 1), np.diff(self.at))
-        use = {"all": np.ones(len(repeat), bool), "new": ~repeat}
+    def report(self, repeat: np.ndarray, available: np.ndarray) -> dict:
+        """repeat bool[T]: targets that the key had before, which `new` does not count; available bool[N]."""
         return {
-            mode: _figures(self.rank[mode][use[mode]], group[use[mode]], self.shown[mode], available)
-            for mode in self.MODES
+            mode: _figures(self.rank[mode][use], self.group[use], self.shown[mode][available])
+            for mode, use in _used(repeat).items()
         }
 
 
-def _figures(ranks: np.ndarray, group: np.ndarray, shown: np.ndarray, available: int) -> dict:
+def _used(repeat: np.ndarray) -> dict[str, np.ndarray]:
+    """mode -> which targets it counts, bool[T]."""
+    return {"all": np.ones(len(repeat), bool), "new": ~repeat}
+
+
+def paired(tally: Tally, others: dict[str, Tally], repeat: np.ndarray) -> dict:
+    """NDCG@10 of `tally` less that of each other, target by target, and the error of that mean.
+
+    Two models that meet the same targets err together, so this is far sharper than two errors side by side.
+    """
+    out = {}
+    for mode, use in _used(repeat).items():
+        own, out[mode] = m.ndcg(tally.rank[mode][use], 10), {}
+        for name, other in others.items():
+            less = own - m.ndcg(other.rank[mode][use], 10)
+            mean, error = m.mean_and_error(less, tally.group[use])
+            out[mode][name] = {"ndcg@10": mean, "ndcg@10_se": error}
+    return out
+
+
+def _figures(ranks: np.ndarray, group: np.ndarray, shown: np.ndarray) -> dict:
     out = {"targets": len(ranks)}
     for name, values in (
         ("hr@10", m.hits(ranks, 10)), ("hr@20", m.hits(ranks, 20)), ("ndcg@10", m.ndcg(ranks, 10)),
         ("mrr@20", m.mrr(ranks, 20)),
     ):  # fmt: skip
         out[name], out[f"{name}_se"] = m.mean_and_error(values, group)
-    out["coverage@10"] = float(np.count_nonzero(shown) / max(available, 1))
-    out["gini@10"] = m.gini(shown[:available])
+    out["coverage@10"] = float(np.count_nonzero(shown) / max(len(shown), 1))
+    out["gini@10"] = m.gini(shown)
     return out
 
 
@@ -99,24 +118,33 @@ def evaluate(
     item = np.array([catalogue.index(i) if i else -1 for i in task.table[flow.schema.item]], np.int64)
     target = np.array([catalogue.index(i) for i in task.target], np.int64)
     repeat = _repeats(task, item, target)
-    baselines = all_baselines(catalogue, flow.counts)
-    tallies = run_baselines(baselines, task, item, target, repeat, lambda n: advance("baselines", n))
-    tallies |= run_flow(flow, engine, task, item, target, repeat, advance)
-    available = int(catalogue.available[: catalogue.n].sum())
+    baselines, available = all_baselines(catalogue, flow.counts), catalogue.available != 0
+    tallies = run_baselines(
+        baselines, task, item, target, repeat, lambda n: advance("baselines", n), available
+    )
+    served = run_flow(flow, engine, task, item, target, repeat, advance)
+    name = list(served)[-1]
+    others = tallies | {n: t for n, t in served.items() if n != name}
     return {
-        "items": available,
+        "items": int(available.sum()),
         "targets": len(target),
         "repeats": int(repeat.sum()),
         "targets_not_in_the_catalogue": int((target < 0).sum()),
-        "models": {name: tally.report(repeat, available) for name, tally in tallies.items()},
+        "targets_not_available": int((~available[target[target >= 0]]).sum()),
+        "models": {n: t.report(repeat, available) for n, t in (tallies | served).items()},
+        "paired": {"model": name, **paired(served[name], others, repeat)},
     }
 
 
 def run_baselines(
     baselines: list[Baseline], task: Task, item: np.ndarray, target: np.ndarray, repeat: np.ndarray,
-    advance: Callable[[int], None],
+    advance: Callable[[int], None], available: np.ndarray,
 ) -> dict[str, Tally]:  # fmt: skip
-    """Feed the events one by one; judge after those that the task asks about."""
+    """Feed the events one by one; judge after those that the task asks about.
+
+    available bool[N]: no list shows the other items, as the flow's own shows none.
+    """
+    gone = np.flatnonzero(~available)
     n = max(len(b.scores(0, 0, History())) for b in baselines)
     tallies = {b.name: Tally(task, n) for b in baselines}
     history, s = History(), 0
@@ -129,7 +157,11 @@ def run_baselines(
         if s < len(task.ask) and row == task.ask[s]:
             cut, seen = slice(task.target_at[s], task.target_at[s + 1]), history.seen(key)
             for b in baselines:
-                tallies[b.name].dense(s, b.scores(key, t, history), target[cut], repeat[cut], seen)
+                scores = b.scores(key, t, history)
+                if len(gone):
+                    scores = scores.copy()
+                    scores[gone] = 0
+                tallies[b.name].dense(s, scores, target[cut], repeat[cut], seen)
             s += 1
         if row % _CHUNK == _CHUNK - 1:
             advance(_CHUNK)
