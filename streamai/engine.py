@@ -48,6 +48,8 @@ class Engine:
         rows_max: int = ROWS_MAX,
         batch_max: int = BATCH_MAX,
     ) -> None:
+        if batch_max < 1:
+            raise StateError(f"batch_max is {batch_max}; a step takes at least one event")
         self.flow, self.partition, self.batch_max = flow, partition, batch_max
         self.store = MemoryStore() if store is None else store
         self.position = 0

@@ -186,9 +186,11 @@ def test_an_entry_of_another_format_is_refused():
         store.meta()
 
 
-def test_a_slab_needs_a_row():
+def test_a_slab_needs_a_row_and_a_step_an_event():
     with pytest.raises(StateError):
         Slab(0, Layout(1, 4, 8, 0))
+    with pytest.raises(StateError, match="at least one event"):
+        Engine(flow(), batch_max=0)
 
 
 def test_a_full_disk_is_told_and_the_store_stands_where_it_stood(tmp_path):
