@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
 import polars as pl
 import pytest
 from rich.console import Console
@@ -15,7 +16,8 @@ from streamai.errors import InputError, ModelError
 from streamai.events import CLICKS
 from streamai.flow import load
 from streamai.model import weights
-from streamai.replay.read import read_events
+from streamai.replay.read import conform, read_events
+from streamai.train.head import Logged
 from streamai.train.recommend import Options, moment, split
 from streamai.train.recommend import train as train_clicks
 
@@ -100,6 +102,8 @@ def test_prequential_stays_before_its_end(made):
     assert parts.until_ns == moment(table["event_ts_ns"], 0.6)
     assert parts.feed["event_ts_ns"].max() < parts.until_ns
     head_from = parts.lm["event_ts_ns"].max()
+    # the second replay begins where the LM has seen nothing, and holds every target
+    assert parts.feed["event_ts_ns"][parts.fresh] > head_from and not any(parts.target[: parts.fresh])
     last = {}
     for i in range(len(parts.target) - 1, -1, -1):
         user, item = parts.feed["user_id"][i], parts.feed["item_id"][i]
@@ -107,6 +111,31 @@ def test_prequential_stays_before_its_end(made):
             # the next item is later in what was fed, and the LM has not seen this part
             assert parts.target[i] == last[user] and parts.feed["event_ts_ns"][i] > head_from
         last[user] = item
+
+
+def test_what_the_head_learns_from_is_the_next_basket():
+    rows = [("a", "1", 0), ("a", "2", 90), ("a", "3", 90), ("b", "7", 91), ("a", "4", 95), ("a", "5", 95),
+            ("a", "6", 100), ("b", "8", 100)]  # fmt: skip
+    users, items, seconds = zip(*rows)
+    frame = pl.DataFrame({"user_id": users, "item_id": items, "event_ts_s": [1_000_000 + s for s in seconds]})
+    table = conform(frame, CLICKS)
+    drawn = set()
+    for seed in range(20):
+        parts = split(table, FLOW, Options(protocol="all"), seed)
+        # what shares key and time is no target; the first row lies before the head's part
+        assert parts.target[0] is None and parts.target[3:] == ["8", "6", "6", None, None]
+        assert parts.target[1] == parts.target[2] and parts.fresh == 1
+        drawn.add(parts.target[1])
+    assert drawn == {"4", "5"}
+
+
+def test_rows_of_two_replays_lie_over_one_another():
+    def logged(n, first):
+        z = np.arange(first, first + n, dtype=np.float32)[:, None, None]
+        return Logged(z, np.arange(n), np.arange(n), z[:, 0])
+
+    both = logged(2, 0).beside(logged(4, 10))
+    assert both.z[:, 0, 0].tolist() == [0, 10, 11, 1, 12, 13] == both.user[:, 0].tolist()
 
 
 def test_until_and_all(made):

@@ -50,6 +50,14 @@ class Logged:
     def rows(self, use: np.ndarray) -> Logged:
         return Logged(self.z[use], self.count[use], self.target[use], self.user[use])
 
+    def beside(self, other: Logged) -> Logged:
+        """The rows of both, each in its order, spread evenly over one another."""
+        share = [np.arange(len(x)) / max(1, len(x)) for x in (self, other)]
+        order = np.argsort(np.concatenate(share), kind="stable")
+        pairs = ((self.z, other.z), (self.count, other.count), (self.target, other.target))
+        parts = [np.concatenate(p) for p in (*pairs, (self.user, other.user))]
+        return Logged(*parts).rows(order)
+
 
 class RankingHead(nn.Module):
     """The head's function; starts as the LM's logit plus `alpha` times the log counts score."""

@@ -29,7 +29,8 @@ PROTOCOLS = ("leave-one-out", "prequential", "all")
 PREQUENTIAL_SHARE = 0.6
 HEAD_SHARE = 0.15
 """Last part of the fitted time that the head learns from, and the LM does not see."""
-LOGGED_MAX = 30_000
+LOGGED_MAX = 15_000
+"""Most events that the head learns from, in each of its passes."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,14 @@ def with_kinds(table: pl.DataFrame, flow: Flow) -> pl.DataFrame:
 @dataclass(frozen=True)
 class Split:
     """lm: rows that the LM learns; feed: rows of the head's replay, in order; target: by row of `feed`, the
-    id of the key's next item where the head learns from it; until_ns: end of all that was fitted on."""
+    id of the key's next item where the head learns from it; until_ns: end of all that was fitted on; fresh:
+    row of `feed` from which a second replay begins with nothing known, None = there is none."""
 
     lm: pl.DataFrame
     feed: pl.DataFrame
     target: list[str | None]
     until_ns: int
+    fresh: int | None = None
 
 
 def split(table: pl.DataFrame, flow: Flow, options: Options, seed: int = 0) -> Split:
@@ -108,15 +111,32 @@ def split(table: pl.DataFrame, flow: Flow, options: Options, seed: int = 0) -> S
         return Split(table, feed, target, until)
     table = table.filter(pl.col("event_ts_ns") < until)
     head_from = moment(table["event_ts_ns"], 1 - HEAD_SHARE)
-    # the next item must itself lie in the fitted part
-    following = pl.col(item).shift(-1).over(key)
-    usable = (pl.col("event_ts_ns") >= head_from) & following.is_not_null()
-    target = np.array(table.select(pl.when(usable).then(following)).to_series().to_list(), object)
+    target = _next_baskets(table, flow, head_from, seed)
     wanted = np.flatnonzero([t is not None for t in target])
     if len(wanted) > LOGGED_MAX:
         drop = np.random.default_rng(seed).permutation(wanted)[LOGGED_MAX:]
         target[drop] = None
-    return Split(table.filter(pl.col("event_ts_ns") < head_from), table, target.tolist(), until)
+    late = np.flatnonzero((table["event_ts_ns"] >= head_from).to_numpy())
+    fresh = int(late[0]) if len(late) and len(wanted) else None
+    return Split(table.filter(pl.col("event_ts_ns") < head_from), table, target.tolist(), until, fresh)
+
+
+def _next_baskets(table: pl.DataFrame, flow: Flow, from_ns: int, seed: int) -> np.ndarray:
+    """By row from from_ns on, one item of the key's next basket, drawn evenly; None where there is none.
+
+    A basket is what shares key and time, as in `evaluate`: what stands beside an item in its own basket is
+    never asked for. The next basket must itself lie in the table.
+    """
+    key, item = flow.schema.key, flow.schema.item
+    starts = (pl.col("event_ts_ns") != pl.col("event_ts_ns").shift(1).over(key)).fill_null(True)
+    draw = pl.Series("_draw", np.random.default_rng(seed).random(len(table)))
+    rows = table.select(key, item, "event_ts_ns", draw, starts.alias("_starts"))
+    rows = rows.with_columns(pl.col("_starts").cum_sum().over(key).alias("_basket"))
+    drawn = rows.group_by(key, "_basket").agg(pl.col(item).sort_by("_draw").first().alias("_one"))
+    drawn = drawn.with_columns(pl.col("_basket") - 1)
+    rows = rows.join(drawn, on=[key, "_basket"], how="left", maintain_order="left")
+    target = rows.select(pl.when(pl.col("event_ts_ns") >= from_ns).then("_one")).to_series()
+    return np.array(target.to_list(), object)
 
 
 def train(flow: Flow, table: pl.DataFrame, out: str | Path, options: Options, console: Console) -> dict:
@@ -164,7 +184,12 @@ def _head(flow, model, everything, parts, vocab, options, console) -> tuple[dict
         if catalogue is None:
             catalogue = Catalogue.of_ids(sorted(vocab))
         flow = flow.but(model=draft, catalogue=catalogue)
-        logged = log_candidates(flow, parts.feed, parts.target, hide_seen=options.hide_seen, console=console)
+        seen = {"hide_seen": options.hide_seen, "console": console}
+        logged = log_candidates(flow, parts.feed, parts.target, **seen)
+        if parts.fresh is not None:
+            # a worker may begin with a full state or with none: counts and popularity of either are met
+            begun = log_candidates(flow, parts.feed[parts.fresh :], parts.target[parts.fresh :], **seen)
+            logged = logged.beside(begun)
         plan = Engine(flow.but(decide=None), rows_max=64).plan_digest
     if options.protocol == "leave-one-out":
         # fed by length of history: what is held out for choosing the epoch must not be the longest only
