@@ -87,6 +87,18 @@ def test_the_report_is_what_the_simulation_says():
     assert r["fills_digest"] == report.fills_digest(expected.fills)
 
 
+def test_what_was_fitted_on_is_fed_and_not_traded():
+    t = tape()
+    columns = t.columns()
+    first, last = int(columns[1].min()), int(columns[1].max())
+    later = [c[columns[1] >= first + int((last - first) * 0.6)] for c in columns]
+    r = found(Terms(compute=COMPUTE, start=0.6))
+    assert r["start"] == 0.6 and r["events"] == len(later[0]) < 400
+    latency = COMPUTE.draw(len(later[0]), 7) + 1_000_000
+    assert r["total"]["net"] == simulate(*later, latency, 0.5, 1.0).total.net != found()["total"]["net"]
+    assert any("first 60% of time" in line for line in report.lines(r))
+
+
 def test_late_events_are_counted_and_trade_nothing():
     r = found(late=[5, 6])
     assert (r["late"], r["events"]) == (2, 398)

@@ -134,6 +134,7 @@ def lines(report: dict, instruments_max: int = 6) -> list[str]:
         f"latency {report['latency_ms']:g} ms + compute time, p50 {report['compute']['p50_us']:g} us, "
         f"p99 {report['compute']['p99_us']:g} us (seed {report['seed']}; {report['compute']['source']})",
         f"fee {report['fee_bp']:g} bp a trade, {report['size']:g} a unit of target",
+        *([f"the first {report['start']:.0%} of time is fed and not traded"] if report["start"] else []),
     ]
     more = len(report["instruments"]) - len(shown)
     rest = [f"and {more} more instruments, in --json"] if more else []

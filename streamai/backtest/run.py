@@ -86,6 +86,7 @@ class Terms:
     seed         of its draws
     fee_bp       of each trade's notional; size: quantity of one unit of target
     instrument   test only this one
+    start        share of the events' time that is fed but not traded: where the model was fitted
     """
 
     latency_ms: float = 1.0
@@ -94,6 +95,7 @@ class Terms:
     seed: int = 7
     compute: Histogram | None = None
     instrument: str | None = None
+    start: float = 0.0
 
     def histogram(self) -> Histogram:
         return self.compute or Histogram.load(DEFAULT)
@@ -189,6 +191,16 @@ def _one_by_one(chunks: list[Events]) -> Iterator[Events]:
             yield events[i : i + 1]
 
 
+def _from(columns: tuple[np.ndarray, ...], start: float) -> tuple[np.ndarray, ...]:
+    """The rows of a tape's columns from `start` of its time on; the first position is taken there."""
+    ts_ns = columns[1]
+    if not start or not len(ts_ns):
+        return columns
+    first, last = int(ts_ns.min()), int(ts_ns.max())
+    keep = ts_ns >= first + int((last - first) * start)
+    return tuple(c[keep] for c in columns)
+
+
 def trade(tape: Tape, terms: Terms, **about) -> dict:
     """Simulate a tape under the terms, once for each latency of DECAY_MS; the report.
 
@@ -198,7 +210,7 @@ def trade(tape: Tape, terms: Terms, **about) -> dict:
         asked = f" of instrument {tape.only!r}" if tape.only else ""
         raise InputError(f"no event{asked} was scored ({tape.late} late, {tape.dead} dead); nothing to test")
     histogram = terms.histogram()
-    columns = tape.columns()
+    columns = _from(tape.columns(), terms.start)
     target = columns[4]
     latency_ns = histogram.draw(len(target), terms.seed) + round(terms.latency_ms * 1e6)
 
@@ -219,6 +231,7 @@ def trade(tape: Tape, terms: Terms, **about) -> dict:
         fee_bp=terms.fee_bp,
         size=terms.size,
         seed=terms.seed,
+        start=terms.start,
         compute={
             "source": histogram.source,
             "p50_us": histogram.quantile_ns(0.5) / 1e3,

@@ -27,6 +27,10 @@ def add(subparsers) -> None:
     p.add_argument("--size", type=_positive, default=1.0, help="quantity of one unit of target (1)")
     p.add_argument("--seed", type=int, default=7, help="of the draws of compute time (7)")
     p.add_argument("--instrument", help="test this one only")
+    p.add_argument(
+        "--from", dest="start", type=_share, default=0.0, metavar="SHARE",
+        help="share of time that is fed but not traded; 0.6 where `train --protocol prequential` fitted (0)",
+    )  # fmt: skip
     p.add_argument("--compute-histogram", metavar="FILE", help="compute times; default: the shipped ones")
     p.add_argument("--measure", metavar="FILE", help="measure compute times first, into FILE; use them")
     p.add_argument("--json", action="store_true", help="last line is one JSON object")
@@ -47,7 +51,7 @@ def run(args) -> int:
     if args.measure:
         compute = measure_flow(flow, args.events, mapping)
         compute.save(args.measure)
-    terms = Terms(args.latency_ms, args.fee_bp, args.size, args.seed, compute, args.instrument)
+    terms = Terms(args.latency_ms, args.fee_bp, args.size, args.seed, compute, args.instrument, args.start)
     result = backtest(flow, args.events, terms, mapping, args.sort)
     print(json.dumps(result) if args.json else "\n".join(report.lines(result)))
     return 0
@@ -57,6 +61,13 @@ def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _finite(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share of time, from 0 to below 1")
     return value
 
 
