@@ -216,6 +216,16 @@ def test_moves_and_when_they_are_known():
     assert market.classes(move).tolist() == [2, 2, 0, -1, -1] and known[:3].tolist() == [2, 3, 4]
 
 
+def test_events_of_one_time_are_one():
+    """A book that is half updated comes back within its millisecond: who foresees that foresees nothing."""
+    t = np.array([0, 0, 50, 50, 50, 300]) * 1_000_000
+    mid = np.array([10.0, 11.0, 12.0, 9.0, 11.0, 11.0])
+    for horizon in ("100ms", "1ev"):
+        move, _ = market.moves(t, mid, horizon)
+        assert np.isnan(move[[0, 2, 3, 5]]).all() and move[4] == 0, horizon
+    assert market.moves(t, mid, "100ms")[0][1] == 0  # from the whole book of 0 ms to that of 50 ms
+
+
 @pytest.mark.parametrize("name, ns, events", [("100ms", 10**8, 0), ("10ev", 0, 10)])
 def test_labels_are_those_that_training_uses(name, ns, events):
     from streamai.train.market import Horizon, labels

@@ -292,7 +292,8 @@ def slow_labels(ts, mid, horizon):
                 if now + horizon.ns <= seen[-1]
                 else None
             )
-        out.append(NO_LABEL if j is None else 1 + int(np.sign(mid[j] - mid[i])))
+        followed = i + 1 < len(ts) and ts[i + 1] == ts[i]
+        out.append(NO_LABEL if j is None or followed else 1 + int(np.sign(mid[j] - mid[i])))
     return out
 
 

@@ -1,7 +1,9 @@
 """How well signals foresee the mid: correlations by horizon, classes beside persistence and majority.
 
 The move of an event is the mid at the horizon's end over the mid right after the event, less one. Only events
-after the first part of time are judged; what the majority is, is counted before it.
+after the first part of time are judged; what the majority is, is counted before it. Events of an instrument
+that share a time are one: judged is the last of them, as the book in between is half updated, and what
+follows within the same time is no future.
 """
 
 from __future__ import annotations
@@ -40,9 +42,10 @@ def horizon_of(name: str) -> tuple[int, int]:
 def moves(event_ts_ns: np.ndarray, mid: np.ndarray, horizon: str) -> tuple[np.ndarray, np.ndarray]:
     """(return f8[n] from right after each event to the horizon's end, row i8[n] at which it was known).
 
-    One instrument's events in order of time; NaN where the data ends first or a mid is missing. By time, the
-    end is the last event not later than the event's time + horizon; the return is known with the first event
-    after that. By events, it is known with the event that ends it.
+    One instrument's events in order of time; NaN where the data ends first, a mid is missing, or another
+    event of the same time follows. By time, the end is the last event not later than the event's time +
+    horizon; the return is known with the first event after that. By events, it is known with the event that
+    ends it.
     """
     n = len(mid)
     ns, events = horizon_of(horizon)
@@ -54,6 +57,7 @@ def moves(event_ts_ns: np.ndarray, mid: np.ndarray, horizon: str) -> tuple[np.nd
         end, known = after - 1, after
         whole = event_ts_ns + ns <= event_ts_ns[-1] if n else np.zeros(0, bool)
     end = np.minimum(end, n - 1)
+    whole = whole & np.append(event_ts_ns[1:] != event_ts_ns[:-1], True)[:n]
     with np.errstate(invalid="ignore", divide="ignore"):
         out = np.where(whole, mid[end] / mid - 1.0, np.nan)
     return out, np.where(whole, known, n)
@@ -96,7 +100,8 @@ def evaluate(
     signals, given = _serve(flow, table, cut_ns, advance, elsewhere)
     bid, ask = flow.schema.crossed
     instruments = table[flow.schema.key].unique(maintain_order=True).to_list()
-    out = {}
+    out, shared = {}, pl.col("event_ts_ns") == pl.col("event_ts_ns").shift(-1).over(flow.schema.key)
+    at_one_time = table.filter(pl.col("event_ts_ns") >= cut_ns).select(shared.sum()).item()
     for h, name in enumerate(flow.horizons):
         parts = []
         for instrument in instruments:
@@ -110,7 +115,8 @@ def evaluate(
             parts.append((rows, times, move, label, persistence(label, known), known_ns))
         columns = (np.concatenate(c) for c in zip(*parts))
         out[name] = _figures(signals[:, 3 * h : 3 * h + 3], given, cut_ns, *columns)
-    return {"cut_ns": cut_ns, "instruments": len(instruments), "horizons": out}
+    facts = {"cut_ns": cut_ns, "instruments": len(instruments), "followed_at_the_same_time": int(at_one_time)}
+    return facts | {"horizons": out}
 
 
 def _figures(

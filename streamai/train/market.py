@@ -51,7 +51,8 @@ def labels(
     """Sign of the mid's move from right after each event to each horizon's end.
 
     Keys lie one after another, each in arrival order. Returns label i1[N, H] (DOWN, FLAT, UP; NO_LABEL where
-    the data ends first or a mid is missing) and the row i8[N, H] whose mid ended it (for purging).
+    the data ends first, a mid is missing, or the key's next event has the same time, so that the book is
+    half updated) and the row i8[N, H] whose mid ended it (for purging).
     By time: the last event not later than event time + horizon. A row out of order counts at the newest
     time before it, as nothing later was known then.
     """
@@ -60,6 +61,7 @@ def labels(
     end = np.full((n, len(horizons)), n, np.int64)
     for a, z in zip(start[:-1], start[1:]):
         seen = np.maximum.accumulate(event_ts_ns[a:z])
+        settled = np.append(event_ts_ns[a + 1 : z] != event_ts_ns[a : z - 1], True)[: z - a]
         for h, horizon in enumerate(horizons):
             if horizon.events:
                 stop = np.arange(horizon.events, z - a + horizon.events)
@@ -69,7 +71,7 @@ def labels(
                 whole = seen + horizon.ns <= seen[-1]
             stop = np.minimum(stop, z - a - 1)
             move = mid[a:z][stop] - mid[a:z]
-            whole &= np.isfinite(move)
+            whole = whole & settled & np.isfinite(move)
             label[a:z, h] = np.where(whole, 1 + np.sign(np.nan_to_num(move)), NO_LABEL)
             end[a:z, h] = a + stop
     return label, end
