@@ -163,10 +163,10 @@ class Engine:
         items = np.sort(self.state_arrays["item_dirty_list"][: clock[c.DIRTY_ITEMS]]).astype("i8")
         item_rows = self.state_arrays["items_f8"][items].view("u1")
         self.state_arrays["item_dirty"][items] = 0
-        log, log_at, runs, log_from, all_runs = self.counts.take(clock, self.position)
+        log, log_at, runs, log_gone, all_runs = self.counts.take(clock, self.position)
         clock[c.DIRTY_KEYS] = clock[c.DIRTY_ITEMS] = 0
         checkpoint = Checkpoint(
-            self.position, hashes, keys, rows, which, items, item_rows, log, log_at, runs, log_from, all_runs,
+            self.position, hashes, keys, rows, which, items, item_rows, log, log_at, runs, log_gone, all_runs,
             self._meta(), self._vocabulary,
         )  # fmt: skip
         self._vocabulary = None

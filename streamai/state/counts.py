@@ -56,10 +56,10 @@ class CountsState:
         return self.log_max - int(self.clock[c.LOGGED]) if self.n else 1 << 30
 
     def take(self, clock: np.ndarray, fence: int):
-        """What a checkpoint at `fence` takes: (log bytes, its first offset, runs, first offset of the log
-        that is still needed, whether the runs in the store are to go)."""
+        """What a checkpoint at `fence` takes: (log bytes, its first offset, runs, first offsets of the log
+        chunks that are no longer needed, whether the runs in the store are to go)."""
         if not self.n:
-            return b"", -1, [], 0, False
+            return b"", -1, [], [], False
         count = int(clock[c.LOGGED])
         log = self.log[:count].tobytes()
         at = int(self.log["offset"][0]) if count else -1
@@ -77,7 +77,7 @@ class CountsState:
         while keep + 1 < len(self.chunks) and self.chunks[keep + 1] <= oldest:
             keep += 1
         gone, self.chunks = self.chunks[:keep], self.chunks[keep:]
-        return log, at, runs, (gone[-1] + 1 if gone else 0), everything
+        return log, at, runs, gone, everything
 
     def _run(self, run: int, fence: int, landmark: int) -> bytes:
         cut = slice(run * self.rows_a_run, min((run + 1) * self.rows_a_run, self.n))

@@ -121,9 +121,8 @@ class Slab:
         which = np.sort(self.dirty_slots[:count])
         self.dirty[which] = 0
         self.in_flight[which] += 1
-        hashes = [
-            a.tobytes() + b.tobytes() for a, b in zip(self.hash0[which], self.hash1[which], strict=True)
-        ]
+        raw = np.stack((self.hash0[which], self.hash1[which]), axis=1).tobytes()
+        hashes = [raw[at : at + 16] for at in range(0, len(raw), 16)]
         return which, self.rows[which], hashes, [self.keys[s] for s in which.tolist()]
 
     def written(self, which: np.ndarray) -> None:
