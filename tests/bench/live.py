@@ -231,8 +231,11 @@ def _latency(rate: int, limit_ms: float) -> list[dict]:
         thread.start()
         try:
             line.start()
+            fed = 0
             while len(seen["out"]) < 20:  # the worker is up
-                _feed(line, 50, 0.5)
+                fed += _feed(line, 50, 0.5)[1]
+            while len(seen["out"]) < fed:  # what gathered while it started has been worked off
+                time.sleep(0.05)
             gc.collect()
             gc.disable()
             before, full_before = len(seen["out"]), seen["full"]
