@@ -30,6 +30,7 @@ log = logging.getLogger("streamai.live")
 
 CHECKPOINT_REST = 40  # at least so many times as long as the last write until the next barrier
 TURNS = 4
+LATE_BUDGET_NS = 50_000_000  # late events are cut as for this budget: a step of 10 ms at most
 POISON_RUN_MAX = 16  # so many events in a row that fail: it is the flow, not the events
 _EPOCHS = itertools.count()  # no number twice: a batch may wait while its partition goes and comes back
 
@@ -160,8 +161,10 @@ class Pump:
 
     def _plan_cut(self, due: Deadline, offsets: np.ndarray, left: int) -> tuple[int, Tier]:
         """(events of the next step, their tier). The clock is read here, once a cut."""
-        first = int(offsets[0])
-        size = min(deadline.cut(self.cost, self.pace.budget_ns, left), self.pace.batch_max)
+        first, left_ns = int(offsets[0]), due.left_ns(self.clock.now_ns())
+        # what is late already gets one tier, however it is cut
+        budget_ns = self.pace.budget_ns if left_ns > 0 else max(self.pace.budget_ns, LATE_BUDGET_NS)
+        size = min(deadline.cut(self.cost, budget_ns, left), self.pace.batch_max)
         if first < self._careful_until:
             size = 1
         for edge in (self.silent_until, *self._poison):  # a cut ends where the treatment changes
@@ -169,7 +172,6 @@ class Pump:
                 size = min(size, max(1, int(np.searchsorted(offsets[:size], edge))))
         if first < self.silent_until:
             return size, Tier.SILENT
-        left_ns = due.left_ns(self.clock.now_ns())
         catch_up = CATCH_UP[self.flow.catch_up]
         return size, deadline.choose_tier(left_ns, size, left - size, self.cost, catch_up)
 

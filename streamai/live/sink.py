@@ -80,7 +80,8 @@ class _Lane:
             self.room.set()
             error = None
             try:
-                await asyncio.gather(*[f for t in _topics(taken) for f in await self._send(t, taken)])
+                sent = [f for t in _topics(taken) for f in await self._send(t, taken)]
+                await (sent[0] if len(sent) == 1 else asyncio.gather(*sent))
             except Exception as e:
                 error = e
             for _, done in taken:
