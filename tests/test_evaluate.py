@@ -20,7 +20,7 @@ from streamai.evaluate.baselines import (
     OwnFrequencies,
     Popularity,
 )
-from streamai.evaluate.recommend import LIST, Tally, evaluate, paired
+from streamai.evaluate.recommend import LIST, Tally, _cold, evaluate, paired
 from streamai.events import CLICKS
 from streamai.flow import HORIZONS, Flow
 from streamai.flow import Counts as CountsSettings
@@ -180,7 +180,7 @@ def test_tally_of_ranks():
     tally.listed("all", 0, np.array([3, 2, -1]), np.array([2]), none)
     tally.dense(1, np.array([0.5, 0.4, 0.6, 0], np.float32), np.array([1]), none, np.array([0]))
     assert tally.rank["all"].tolist() == [2, 3] and tally.rank["new"].tolist() == [m.MISS, 2]
-    figures = tally.report(np.zeros(2, bool), np.ones(4, bool))["all"]
+    figures = tally.report(np.zeros(2, bool), np.ones(4, bool), np.zeros(2, bool))["all"]
     assert figures["mrr@20"] == pytest.approx((1 / 2 + 1 / 3) / 2) and figures["coverage@10"] == 1
 
 
@@ -200,10 +200,22 @@ def test_paired_differences_by_hand():
     task = protocols.leave_one_out(rows, CLICKS)
     ours, other = Tally(task, 4), Tally(task, 4)
     ours.rank["all"][:], other.rank["all"][:] = [1, 3, 1], [1, 1, m.MISS]
-    less = paired(ours, {"other": other}, np.array([False, True, False]))
+    less = paired(ours, {"other": other}, np.array([False, True, False]), np.array([True, False, True]))
     assert less["all"]["other"]["ndcg@10"] == pytest.approx((0 - 0.5 + 1) / 3)
     assert less["all"]["other"]["ndcg@10_se"] == pytest.approx(np.std([0, -0.5, 1], ddof=1) / math.sqrt(3))
     assert less["new"]["other"]["ndcg@10"] == 0  # both miss there
+    assert less["cold"]["other"]["ndcg@10"] == pytest.approx(0.5)
+
+
+def test_cold_targets_are_counted_up_to_their_own_list():
+    rows = [(f"u{k}", "often", k) for k in range(8)]
+    rows += [("u7", "rare", 8), ("u0", "rare", 9), ("u7", "often", 10)]
+    task = protocols.prequential(table(*rows), CLICKS, 0.5)
+    ids = {"often": 0, "rare": 1}
+    item = np.array([ids[i] for i in task.table["item_id"]])
+    cold = _cold(task, item, np.array([ids[i] for i in task.target]))
+    # asked after events 0 and 7 and 8: rare had at most 1 event, often 8 when it came back
+    assert task.target == ["rare", "rare", "often"] and cold.tolist() == [True, True, False]
 
 
 def test_moves_and_when_they_are_known():

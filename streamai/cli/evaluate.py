@@ -80,7 +80,12 @@ def _clicks(flow, table, args) -> dict:
     report = {"protocol": args.protocol, **task.facts, **report}
     if not args.json:
         _print_facts(report)
-        for mode, title in (("all", "all items"), ("new", "without items the key had, new targets only")):
+        titles = {
+            "all": "all items",
+            "new": "without items the key had, new targets only",
+            "cold": "all items, targets with at most 5 events so far",
+        }
+        for mode, title in titles.items():
             _print_models(report["models"], report["paired"], mode, title)
     return report
 

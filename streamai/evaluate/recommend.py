@@ -19,6 +19,8 @@ from streamai.wire.json import Decoder
 
 LIST = 20
 """Length of the lists that are judged."""
+COLD_EVENTS = 5
+"""An item with so many events or fewer is cold: hardly anything is known of it but its text."""
 SHOWN = 10
 """Of those, how many count for coverage and exposure."""
 _CHUNK = 8192
@@ -57,29 +59,30 @@ class Tally:
         shown = items[:SHOWN]
         self.shown[mode][shown[shown >= 0]] += 1
 
-    def report(self, repeat: np.ndarray, available: np.ndarray) -> dict:
-        """repeat bool[T]: targets that the key had before, which `new` does not count; available bool[N]."""
+    def report(self, repeat: np.ndarray, available: np.ndarray, cold: np.ndarray) -> dict:
+        """repeat bool[T]: targets that the key had before, which `new` does not count; cold bool[T]: targets
+        that hardly anyone had; available bool[N]."""
         return {
-            mode: _figures(self.rank[mode][use], self.group[use], self.shown[mode][available])
-            for mode, use in _used(repeat).items()
+            mode: _figures(self.rank[ranks][use], self.group[use], self.shown[ranks][available])
+            for mode, (ranks, use) in _used(repeat, cold).items()
         }
 
 
-def _used(repeat: np.ndarray) -> dict[str, np.ndarray]:
-    """mode -> which targets it counts, bool[T]."""
-    return {"all": np.ones(len(repeat), bool), "new": ~repeat}
+def _used(repeat: np.ndarray, cold: np.ndarray) -> dict[str, tuple[str, np.ndarray]]:
+    """What is reported -> whose ranks, and which targets it counts, bool[T]."""
+    return {"all": ("all", np.ones(len(repeat), bool)), "new": ("new", ~repeat), "cold": ("all", cold)}
 
 
-def paired(tally: Tally, others: dict[str, Tally], repeat: np.ndarray) -> dict:
+def paired(tally: Tally, others: dict[str, Tally], repeat: np.ndarray, cold: np.ndarray) -> dict:
     """NDCG@10 of `tally` less that of each other, target by target, and the error of that mean.
 
     Two models that meet the same targets err together, so this is far sharper than two errors side by side.
     """
     out = {}
-    for mode, use in _used(repeat).items():
-        own, out[mode] = m.ndcg(tally.rank[mode][use], 10), {}
+    for mode, (ranks, use) in _used(repeat, cold).items():
+        own, out[mode] = m.ndcg(tally.rank[ranks][use], 10), {}
         for name, other in others.items():
-            less = own - m.ndcg(other.rank[mode][use], 10)
+            less = own - m.ndcg(other.rank[ranks][use], 10)
             mean, error = m.mean_and_error(less, tally.group[use])
             out[mode][name] = {"ndcg@10": mean, "ndcg@10_se": error}
     return out
@@ -117,7 +120,7 @@ def evaluate(
         _check_model(engine, task)
     item = np.array([catalogue.index(i) if i else -1 for i in task.table[flow.schema.item]], np.int64)
     target = np.array([catalogue.index(i) for i in task.target], np.int64)
-    repeat = _repeats(task, item, target)
+    repeat, cold = _repeats(task, item, target), _cold(task, item, target)
     baselines, available = all_baselines(catalogue, flow.counts), catalogue.available != 0
     tallies = run_baselines(
         baselines, task, item, target, repeat, lambda n: advance("baselines", n), available
@@ -129,10 +132,11 @@ def evaluate(
         "items": int(available.sum()),
         "targets": len(target),
         "repeats": int(repeat.sum()),
+        "cold_targets": int(cold.sum()),
         "targets_not_in_the_catalogue": int((target < 0).sum()),
         "targets_not_available": int((~available[target[target >= 0]]).sum()),
-        "models": {n: t.report(repeat, available) for n, t in (tallies | served).items()},
-        "paired": {"model": name, **paired(served[name], others, repeat)},
+        "models": {n: t.report(repeat, available, cold) for n, t in (tallies | served).items()},
+        "paired": {"model": name, **paired(served[name], others, repeat, cold)},
     }
 
 
@@ -283,6 +287,18 @@ def _repeats(task: Task, item: np.ndarray, target: np.ndarray) -> np.ndarray:
                 repeat[j] = target[j] >= 0 and int(target[j]) in had
             s += 1
     return repeat
+
+
+def _cold(task: Task, item: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """bool[T]: which targets had at most COLD_EVENTS events, with any key, when their list was served."""
+    met, cold = np.zeros(int(max(item.max(), target.max(), 0)) + 1, np.int64), np.zeros(len(target), bool)
+    row = 0
+    for s, ask in enumerate(task.ask.tolist()):
+        np.add.at(met, item[row : ask + 1][item[row : ask + 1] >= 0], 1)
+        row = ask + 1
+        cut = slice(task.target_at[s], task.target_at[s + 1])
+        cold[cut] = (target[cut] >= 0) & (met[target[cut]] <= COLD_EVENTS)
+    return cold
 
 
 def _has_head(engine: Engine) -> bool:
