@@ -20,7 +20,7 @@ from streamai.errors import CatalogueError
 from streamai.kernels.index import find, hash128, hash_all, insert_all
 
 ID_BYTES_MAX = 256
-COLUMNS = ("id", "title", "price", "category", "available", "availability", "text")
+COLUMNS = ("id", "title", "price", "category", "available", "availability", "text", "vector")
 _BLOCK = 16  # rows are padded to what the scan kernel takes at once
 _YES = {"", "1", "true", "yes", "t", "y"}
 _NO = {"0", "false", "no", "f", "n"}
@@ -38,6 +38,7 @@ class Catalogue:
 
     ids, titles, categories, texts  lists of n str ("" = none)
     available u1[cap], price f4[cap]  cap is n padded to a multiple of 16; spare rows are 0 and NaN
+    vectors f4[n, T] or None        what `streamai items` made of each item's words; zeros = none
     table, hash0, hash1             for `kernels.index.find`; hash arrays by index
     id_bytes u1[...], id_at i4[n+1] the ids as JSON text without the quotes
     digest                          16 hex digits over everything above, in this order
@@ -51,6 +52,7 @@ class Catalogue:
         categories: Sequence[str] | None = None,
         available: Sequence[int] | None = None,
         texts: Sequence[str] | None = None,
+        vectors: np.ndarray | None = None,
         origin: str = "catalogue",
     ) -> None:
         self.ids = list(ids)
@@ -65,6 +67,7 @@ class Catalogue:
         self.price = np.full(cap, np.nan, np.float32)
         if price is not None:
             self.price[:n] = price
+        self.vectors = None if vectors is None else np.ascontiguousarray(vectors, np.float32)
         self._index(origin)
         self.digest = self._digest()
 
@@ -105,6 +108,8 @@ class Catalogue:
         h.update(msgspec.json.encode([self.ids, self.titles, self.categories, self.texts]))
         h.update(self.available[: self.n].tobytes())
         h.update(self.price[: self.n].tobytes())
+        if self.vectors is not None:
+            h.update(self.vectors.tobytes())
         return h.hexdigest()
 
     def index(self, item_id: str) -> int:
@@ -139,6 +144,7 @@ class Catalogue:
             take(self.categories),
             [int(self.available[i]) if i >= 0 else 0 for i in at],
             take(self.texts),
+            None if self.vectors is None else np.concatenate([self.vectors, self.vectors[:1] * 0])[at],
             origin="catalogue extended",
         )
 
@@ -151,8 +157,9 @@ class Catalogue:
     def load(cls, path: str | Path) -> Catalogue:
         """Read a catalogue from .csv (UTF-8, header line) or .parquet.
 
-        Columns: id (a must; text or integer), title, price, category, available (or availability), text. A
-        missing price is NaN, a missing availability is yes. CatalogueError names file, row and column.
+        Columns: id (a must; text or integer), title, price, category, available (or availability), text,
+        vector (lists of one length, from `streamai items`). A missing price is NaN, a missing availability
+        is yes, a missing vector zeros. CatalogueError names file, row and column.
         """
         path = Path(path)
         if not path.is_file():
@@ -177,6 +184,7 @@ class Catalogue:
             [_text(v) for v in columns.get("category", [None] * n)],
             [_available(v, path, i) for i, v in enumerate(columns.get("available", [None] * n))],
             [_text(v) for v in columns.get("text", [None] * n)],
+            _vectors(columns["vector"], path) if "vector" in columns else None,
             origin=str(path),
         )
 
@@ -215,6 +223,23 @@ def _id(value: object, path: Path, row: int) -> str:
 
 def _text(value: object) -> str:
     return "" if value is None else str(value)
+
+
+def _vectors(values: list, path: Path) -> np.ndarray:
+    """f4[n, T] of lists of T numbers; None is a row of zeros."""
+    widths = {len(v) for v in values if v is not None}
+    if len(widths) != 1 or widths == {0}:
+        raise CatalogueError(
+            f"{path}: column vector holds lists of {sorted(widths)} numbers; expected one length, as "
+            "`streamai items` writes it"
+        )
+    out = np.zeros((len(values), widths.pop()), np.float32)
+    for row, value in enumerate(values):
+        if value is not None:
+            out[row] = value
+    if not np.isfinite(out).all():
+        raise CatalogueError(f"{path}: column vector holds NaN or infinity; make it again (streamai items)")
+    return out
 
 
 def _price(value: object, path: Path, row: int) -> float:

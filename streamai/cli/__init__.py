@@ -21,6 +21,7 @@ COMMANDS = {
     "produce": "write a file of events into a topic",
     "record": "write a topic to parquet, in arrival order",
     "convert": "turn a file of events into another format",
+    "items": "add text vectors to a catalogue",
     "generate": "make events, as many as asked",
     "train": "train a flow's model and export it",
     "evaluate": "measure a flow's quality on history",

@@ -35,6 +35,14 @@ def add(subparsers) -> None:
     p.add_argument("--rate", type=float, default=2e-3, help="learning rate (0.002)")
     p.add_argument("--no-time", action="store_true", help="the LM sees no time gaps")
     p.add_argument("--no-head", action="store_true", help="the LM alone")
+    p.add_argument(
+        "--text", choices=("auto", "off"), default="auto",
+        help="auto: item vectors begin with the catalogue's text where it has vectors (`streamai items`)",
+    )  # fmt: skip
+    p.add_argument(
+        "--text-bound", type=float, default=0.5, metavar="X",
+        help="greatest length of what an item's vector has beside its text (%(default)s)",
+    )  # fmt: skip
     p.add_argument("--lm", metavar="FILE", help="take the LM of this weights file; fit the head only")
     p.add_argument("--hide-seen", action="store_true", help="candidates leave out what the key has met")
     p.add_argument("--seed", type=int, default=0, help="(0)")
@@ -87,7 +95,7 @@ def train_file(args, console) -> dict:
     dropout = args.dropout if args.dropout is not None else (0.1 if market else 0.2)
     options = recommend.Options(
         args.d, args.layers, dropout, args.protocol, args.until, timed and not args.no_time,
-        args.hide_seen, not args.no_head, args.lm, recipe,
+        args.hide_seen, not args.no_head, args.text == "auto", args.text_bound, args.lm, recipe,
     )  # fmt: skip
     return (trade if market else recommend).train(flow, table, out, options, console)
 

@@ -15,7 +15,7 @@ from streamai.events import MARKET
 from streamai.flow import Flow
 from streamai.kernels import context as c
 from streamai.kernels import rank
-from streamai.kernels.lm import UNKNOWN
+from streamai.kernels.lm import UNKNOWN, matvec
 from streamai.layout import BOOK_CELLS, HEADER_CELLS, Layout
 from streamai.model.weights import Weights, number, shaped
 from streamai.plan import Plan
@@ -118,8 +118,23 @@ def _in_catalogue_order(arrays: dict, weights: Weights, catalogue: Catalogue) ->
         item[here], bias[here], known[here] = arrays["item"][there], arrays["bias"][there], 1
     for i in np.flatnonzero(known[: catalogue.n] == 0):
         item[i] = arrays["unknown"][Catalogue.token_hash(catalogue.ids[i]) & (UNKNOWN - 1)]
+    if "text_P" in weights.arrays and catalogue.vectors is not None:
+        _by_words(weights, catalogue, item, bias, known)
     arrays["item"], arrays["bias"] = item, bias
     return known
+
+
+def _by_words(weights: Weights, catalogue: Catalogue, item, bias, known) -> None:
+    """Rows of items that the model was not trained on, from their text; they are then known."""
+    P, vectors = np.ascontiguousarray(weights.arrays["text_P"]), catalogue.vectors
+    if vectors.shape[1] != len(P):
+        raise ModelError(
+            f"{weights.path}: trained on text vectors of {len(P)} numbers, the catalogue has "
+            f"{vectors.shape[1]}. Make both with the same `streamai items`."
+        )
+    for i in np.flatnonzero((known[: catalogue.n] == 0) & vectors.any(1)):
+        matvec(vectors[i], P, item[i])
+        bias[i], known[i] = weights.arrays["text_bias"][0], 1
 
 
 def _heads(weights: Weights | None) -> dict[str, np.ndarray]:

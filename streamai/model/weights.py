@@ -12,7 +12,8 @@ LM, see `kernels/lm.py`: item[V, d] bias[V] unknown[64, d] kind_emb[8, d] gap_em
 Wg[L, d, 4d] bg[L, 4d] cw[L, 4, d] cb[L, d] lam[L, d] gap_w[L, d] Wo[L, d, d] W1[L, d, 2m] W2[L, m, d]
 final_gain[d]; features feat_mean[F] feat_inv[F]; ranking head, see `kernels/rank.py`: head_mean[8]
 head_inv[8] head_w[8] head_b[1] head_Wz[8, Hd] head_W2[Hd] head_bu[Hd] head_Wu[d + F, Hd]; signal head of
-H horizons: sig_W1[d + F (+ S), Hd] sig_b1[Hd] sig_W2[Hd, 3H] sig_b2[3H] sig_temp[H].
+H horizons: sig_W1[d + F (+ S), Hd] sig_b1[Hd] sig_W2[Hd, 3H] sig_b2[3H] sig_temp[H];
+text of items (T numbers each): text_P[T, d] text_bias[1] text_pca[T, 32].
 """
 
 from __future__ import annotations
@@ -126,6 +127,7 @@ def read(path: str | Path) -> Weights:
     header["vocabulary"] = _vocabulary(path, arrays.pop(_IDS, None), arrays.pop(_IDS_AT, None))
     weights = Weights(str(path), hashlib.blake2b(data, digest_size=8).hexdigest(), header, arrays)
     _check_lm(weights)
+    _check_text(weights)
     features = _check_features(weights)
     if "head_W2" in arrays:
         _check_ranking(weights, features)
@@ -244,6 +246,16 @@ def _check_features(weights: Weights) -> int:
     features = len(shaped(weights, "feat_mean", None))
     shaped(weights, "feat_inv", features)
     return features
+
+
+def _check_text(weights: Weights) -> None:
+    """How to make an item of its words alone: all three arrays or none."""
+    if any(name.startswith("text_") for name in weights.arrays):
+        rows = len(shaped(weights, "text_P", None, weights.header["d"]))
+        if not rows or rows % 4:
+            raise ModelError(f"{weights.path}: text_P has {rows} rows; the kernels need a multiple of 4")
+        shaped(weights, "text_bias", 1)
+        shaped(weights, "text_pca", rows, None)
 
 
 def _check_ranking(weights: Weights, features: int) -> None:

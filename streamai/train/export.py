@@ -75,11 +75,13 @@ def export(
     head: dict[str, np.ndarray] | None = None,
     metrics: dict | None = None,
     arrays: dict[str, np.ndarray] | None = None,
+    text: dict[str, np.ndarray] | None = None,
 ) -> str:
     """Write the model; returns the file's digest. Nothing is written unless torch and kernel agree.
 
     kind "clicks" or "market"; plan: digest of the features that the head was fitted on; head: the arrays of
-    `fit_head` or `fit_signal`; arrays: in place of the model's own (they must still compute what it does).
+    `fit_head` or `fit_signal`; arrays: in place of the model's own (they must still compute what it does);
+    text: the arrays of `train/text.py`.
     """
     if kind == "clicks" and len(vocabulary) != model.shape.vocabulary:
         rows = model.shape.vocabulary
@@ -102,4 +104,4 @@ def export(
         "metrics": (metrics or {}) | {"kernel_difference": worst},
         "vocabulary": vocabulary,
     }
-    return weights.write(path, header, arrays | (head or {}))
+    return weights.write(path, header, arrays | (head or {}) | (text or {}))

@@ -24,6 +24,7 @@ from streamai.train.head import fit_head
 from streamai.train.model import EventLM, Shape
 from streamai.train.ranking import leave_one_out
 from streamai.train.served import log_candidates
+from streamai.train.text import given_arrays, text_arrays, text_of, with_text
 
 PROTOCOLS = ("leave-one-out", "prequential", "all")
 PREQUENTIAL_SHARE = 0.6
@@ -43,6 +44,8 @@ class Options:
     time       False: the LM sees no time gaps
     hide_seen  candidates leave out what the key has met
     head       False: the LM alone
+    text       item vectors begin with the catalogue's text, where it has vectors (`streamai items`)
+    text_bound greatest length of what an item's vector has beside its text
     lm         weights file whose LM is taken as it is; only the head is fitted
     """
 
@@ -54,6 +57,8 @@ class Options:
     time: bool = True
     hide_seen: bool = False
     head: bool = True
+    text: bool = True
+    text_bound: float = 0.5
     lm: str | None = None
     recipe: Recipe = field(default_factory=Recipe)
 
@@ -150,36 +155,58 @@ def train(flow: Flow, table: pl.DataFrame, out: str | Path, options: Options, co
     names = {flow.schema.key: "user_id", flow.schema.item: "item_id"}
     lm = sequences(with_kinds(parts.lm, flow).rename(names), vocab, time=options.time)
     everything = sequences(with_kinds(table, flow).rename(names), vocab, time=options.time)
-    model, record = fit_lm(Shape(len(vocab), options.d, options.layers), lm, given, options, console)
+    flow = _loaded(flow)
+    text = text_of(flow.catalogue, vocab) if options.text and not given else None
+    model, record = fit_lm(Shape(len(vocab), options.d, options.layers), lm, given, options, console, text)
+    words = given_arrays(given) if given else {} if text is None else text_arrays(model, text)
     figures = {"lm": record | {"keys": len(lm), "events": lm.events, "items": len(vocab)}}
     if options.protocol == "leave-one-out":
         figures["lm_validation"] = leave_one_out(model, everything, 2)
     header = {"vocabulary": vocab, "plan": ""}
     head = None
     if options.head:
-        head, figures["head"], header["plan"] = _head(flow, model, everything, parts, vocab, options, console)
+        head, figures["head"], header["plan"] = _head(
+            flow, model, everything, parts, vocab, options, console, words
+        )  # fmt: skip
     metrics = {"protocol": options.protocol, "fitted_until_ns": parts.until_ns, **figures}
-    digest = export(out, model, "clicks", everything, head=head, metrics=metrics, **header)
+    digest = export(out, model, "clicks", everything, head=head, metrics=metrics, text=words, **header)
     return {"model": digest, "path": str(out), **figures}
 
 
 def fit_lm(
-    shape: Shape, seq: Sequences, given: weights.Weights | None, options: Options, console: Console
+    shape: Shape,
+    seq: Sequences,
+    given: weights.Weights | None,
+    options: Options,
+    console: Console,
+    text: np.ndarray | None = None,
 ) -> tuple[EventLM, dict]:
-    """The LM trained on `seq`, or the given one as it is; and the record of its last epoch."""
+    """The LM trained on `seq`, or the given one as it is; and the record of its last epoch.
+
+    text f4[V, T]: vectors that the item table begins with, or None.
+    """
     if given is not None:
         return EventLM.of(given, options.dropout), {"taken_from": given.digest}
     torch.manual_seed(options.recipe.seed)
     model = EventLM(shape, options.dropout, options.time)
+    if text is not None:
+        with_text(model, text, options.text_bound)
     console.print(f"LM: {seq.events:,} events of {len(seq):,} keys, {shape.vocabulary:,} tokens, d {shape.d}")
     return model, fit(model, seq, options.recipe, console=console)[-1]
 
 
-def _head(flow, model, everything, parts, vocab, options, console) -> tuple[dict, dict, str]:
+def _loaded(flow: Flow) -> Flow:
+    """The flow with its catalogue in memory."""
+    if flow.catalogue is None or isinstance(flow.catalogue, Catalogue):
+        return flow
+    return flow.but(catalogue=Catalogue.load(flow.catalogue))
+
+
+def _head(flow, model, everything, parts, vocab, options, console, words) -> tuple[dict, dict, str]:
     """Arrays, figures and plan digest of the head, from the candidates of an engine with the LM alone."""
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / "lm.weights"
-        export(draft, model, "clicks", everything, vocabulary=vocab)
+        export(draft, model, "clicks", everything, vocabulary=vocab, text=words)
         catalogue = flow.catalogue
         if catalogue is None:
             catalogue = Catalogue.of_ids(sorted(vocab))
