@@ -101,6 +101,21 @@ def test_the_item_table_is_text_and_a_bounded_delta():
         with_text(EventLM(Shape(11, 16, 1)), text)
 
 
+def test_the_bias_is_text_and_what_is_learnt_beside_it():
+    rng = np.random.default_rng(4)
+    text = rng.standard_normal((6, 8)).astype("f4")
+    text[2] = 0
+    model = with_text(EventLM(Shape(6, 16, 1)), text, dropout=0.5).eval()
+    made = model.parametrizations["bias"]
+    p, own = rng.standard_normal(8).astype("f4"), rng.standard_normal(6).astype("f4")
+    with torch.no_grad():
+        made[0].p.copy_(torch.from_numpy(p))
+        made[0].level.fill_(-2)
+        made.original.copy_(torch.from_numpy(own))
+    wanted = np.where(text.any(1), text @ p - 2 + own, own)
+    assert model.bias.detach().numpy() == pytest.approx(wanted, abs=1e-5)
+
+
 def test_gradients_reach_projection_and_delta():
     text = np.eye(8, 8, dtype="f4")
     model = with_text(EventLM(Shape(8, 16, 1), dropout=0.0), text, dropout=0.0)
@@ -142,7 +157,7 @@ def trained(tmp_path_factory):
 def test_an_item_that_nobody_met_is_scored_by_its_words(trained):
     flow, path = trained
     file = weights.read(path)
-    assert {"text_P", "text_bias", "text_pca"} <= file.arrays.keys()
+    assert {"text_P", "text_p", "text_pca"} <= file.arrays.keys()
     catalogue, P = flow.catalogue, file.arrays["text_P"]
     unmet = [i for i, name in enumerate(catalogue.ids) if name not in set(file.vocabulary)]
     assert len(unmet) >= 10
@@ -153,7 +168,8 @@ def test_an_item_that_nobody_met_is_scored_by_its_words(trained):
         matvec(catalogue.vectors[i], P, row)
         assert (tables["item"][i] == row).all() and tables["known"][i] == 1
         assert row == pytest.approx(catalogue.vectors[i] @ P, abs=1e-5)
-        assert tables["bias"][i] == file.arrays["text_bias"][0]
+        p = file.arrays["text_p"]
+        assert tables["bias"][i] == pytest.approx(catalogue.vectors[i] @ p[:-1] + p[-1], abs=1e-5)
         assert tables["scannable"][i] == tables["available"][i]
     known = [i for i, name in enumerate(catalogue.ids) if name in set(file.vocabulary)]
     row_of = {name: v for v, name in enumerate(file.vocabulary)}

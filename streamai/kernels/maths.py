@@ -202,3 +202,12 @@ def log_f8(x):
     y = x if x == np.inf else y
     y = -np.inf if x == 0.0 else y
     return y if x >= 0.0 else np.nan
+
+
+@njit(**jit)
+def ordered_dot(x, y):
+    """Sum of x[i] y[i] over f4[n] and f4[>= n], from the first on: always this order."""
+    s = np.float32(0)
+    for i in range(x.size):
+        s += x[i] * y[i]
+    return s

@@ -16,6 +16,7 @@ from streamai.flow import Flow
 from streamai.kernels import context as c
 from streamai.kernels import rank
 from streamai.kernels.lm import UNKNOWN, matvec
+from streamai.kernels.maths import ordered_dot
 from streamai.layout import BOOK_CELLS, HEADER_CELLS, Layout
 from streamai.model.weights import Weights, number, shaped
 from streamai.plan import Plan
@@ -126,7 +127,7 @@ def _in_catalogue_order(arrays: dict, weights: Weights, catalogue: Catalogue) ->
 
 def _by_words(weights: Weights, catalogue: Catalogue, item, bias, known) -> None:
     """Rows of items that the model was not trained on, from their text; they are then known."""
-    P, vectors = np.ascontiguousarray(weights.arrays["text_P"]), catalogue.vectors
+    P, p, vectors = weights.arrays["text_P"], weights.arrays["text_p"], catalogue.vectors
     if vectors.shape[1] != len(P):
         raise ModelError(
             f"{weights.path}: trained on text vectors of {len(P)} numbers, the catalogue has "
@@ -134,7 +135,7 @@ def _by_words(weights: Weights, catalogue: Catalogue, item, bias, known) -> None
         )
     for i in np.flatnonzero((known[: catalogue.n] == 0) & vectors.any(1)):
         matvec(vectors[i], P, item[i])
-        bias[i], known[i] = weights.arrays["text_bias"][0], 1
+        bias[i], known[i] = ordered_dot(vectors[i], p) + p[-1], 1
 
 
 def _heads(weights: Weights | None) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ Wg[L, d, 4d] bg[L, 4d] cw[L, 4, d] cb[L, d] lam[L, d] gap_w[L, d] Wo[L, d, d] W1
 final_gain[d]; features feat_mean[F] feat_inv[F]; ranking head, see `kernels/rank.py`: head_mean[8]
 head_inv[8] head_w[8] head_b[1] head_Wz[8, Hd] head_W2[Hd] head_bu[Hd] head_Wu[d + F, Hd]; signal head of
 H horizons: sig_W1[d + F (+ S), Hd] sig_b1[Hd] sig_W2[Hd, 3H] sig_b2[3H] sig_temp[H];
-text of items (T numbers each): text_P[T, d] text_bias[1] text_pca[T, 32].
+text of items (T numbers each): text_P[T, d] text_p[T + 1] text_pca[T, 32].
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ def _check_text(weights: Weights) -> None:
         rows = len(shaped(weights, "text_P", None, weights.header["d"]))
         if not rows or rows % 4:
             raise ModelError(f"{weights.path}: text_P has {rows} rows; the kernels need a multiple of 4")
-        shaped(weights, "text_bias", 1)
+        shaped(weights, "text_p", rows + 1)
         shaped(weights, "text_pca", rows, None)
 
 

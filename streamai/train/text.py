@@ -1,11 +1,12 @@
 """Text of items: vectors of a small sentence model, and an item table that begins with them.
 
     item_j = text_j @ P + delta_j,   |delta_j| <= bound
+    bias_j = text_j @ p + epsilon_j
 
-P f4[T, d] is learnt with everything else, delta is what the events say that the words do not (Vasilev et al.
-2025, "Let It Go? Not Quite", arXiv:2507.19473: a bounded delta on content vectors beats both frozen and free
-ones). In training a share of the items has no delta in each step, so that an item of text alone is nothing
-new to the model: one that nobody met yet is read and scored by its words.
+P f4[T, d] and p f4[T] are learnt with everything else; delta and epsilon are what the events say that the
+words do not ("Let It Go? Not Quite", RecSys 2025: a bounded delta on content vectors beats both frozen and
+free ones). In training a share of the items has none of its own in each step, so that an item of text alone
+is nothing new to the model: one that nobody met yet is read and scored by its words.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ WIDTH = 384
 HEAD_WIDTH = 32
 """Width of the vectors that the ranking head compares."""
 CACHE_MAX = 200_000
-ARRAYS = ("text_P", "text_bias", "text_pca")
+ARRAYS = ("text_P", "text_p", "text_pca")
 """What a weights file has for the text of items."""
 
 
@@ -112,6 +113,27 @@ class TextItems(nn.Module):
         return torch.where(self.has_text, torch.zeros_like(item), item)
 
 
+class TextBias(nn.Module):
+    """The items' biases as a parametrisation: of epsilon f4[V], given the texts' vectors."""
+
+    def __init__(self, text: torch.Tensor, has_text: torch.Tensor, dropout: float) -> None:
+        super().__init__()
+        self.register_buffer("text", text)
+        self.register_buffer("has_text", has_text[:, 0])
+        self.p = nn.Parameter(torch.zeros(text.shape[1]))
+        self.level = nn.Parameter(torch.zeros(1))
+        self.dropout = dropout
+
+    def forward(self, epsilon: torch.Tensor) -> torch.Tensor:
+        held = epsilon
+        if self.training and self.dropout:
+            held = held * (torch.rand(len(epsilon), device=epsilon.device) >= self.dropout)
+        return torch.where(self.has_text, self.text @ self.p + self.level + held, epsilon)
+
+    def right_inverse(self, bias: torch.Tensor) -> torch.Tensor:
+        return torch.where(self.has_text, torch.zeros_like(bias), bias)
+
+
 def with_text(model: EventLM, text: np.ndarray, bound: float = 0.5, dropout: float = 0.1) -> EventLM:
     """The model with its item table made of `text` f4[V, T] (its vocabulary's vectors) and a bounded delta.
 
@@ -120,7 +142,9 @@ def with_text(model: EventLM, text: np.ndarray, bound: float = 0.5, dropout: flo
     """
     if text.shape[0] != model.shape.vocabulary:
         raise ModelError(f"text of {len(text)} items for a vocabulary of {model.shape.vocabulary}")
-    parametrize.register_parametrization(model, "item", TextItems(text, model.shape.d, bound, dropout))
+    items = TextItems(text, model.shape.d, bound, dropout)
+    parametrize.register_parametrization(model, "item", items)
+    parametrize.register_parametrization(model, "bias", TextBias(items.text, items.has_text, dropout))
     return model
 
 
@@ -142,15 +166,13 @@ def given_arrays(file: Weights) -> dict[str, np.ndarray]:
 def text_arrays(model: EventLM, text: np.ndarray) -> dict[str, np.ndarray]:
     """Arrays of a weights file that make an item of its text alone, and compare texts in the head.
 
-    text_P f4[T, d]; text_bias f4[1], the bias of an item that nobody met: that of the rarest tenth;
-    text_pca f4[T, 32], the head's projection (principal axes of the vocabulary's texts).
+    text_P f4[T, d] and text_p f4[T + 1] make vector and bias (its last number is added to every bias);
+    text_pca f4[T, 32] is the head's projection: principal axes of the vocabulary's texts.
     """
-    items = model.parametrizations["item"][0]
-    with torch.no_grad():
-        bias = model.bias[-max(1, len(model.bias) // 10) :].mean()  # a vocabulary is ordered by frequency
+    items, bias = model.parametrizations["item"][0], model.parametrizations["bias"][0]
     return {
         "text_P": np.array(items.P.detach().numpy(), np.float32),
-        "text_bias": np.array([float(bias)], np.float32),
+        "text_p": np.concatenate([bias.p.detach().numpy(), bias.level.detach().numpy()]).astype(np.float32),
         "text_pca": principal_axes(text[text.any(1)], HEAD_WIDTH),
     }
 
