@@ -20,7 +20,7 @@ from streamai.evaluate.baselines import (
     OwnFrequencies,
     Popularity,
 )
-from streamai.evaluate.recommend import LIST, Tally, _cold, evaluate, paired
+from streamai.evaluate.recommend import LIST, Tally, Warm, evaluate, paired
 from streamai.events import CLICKS
 from streamai.flow import HORIZONS, Flow
 from streamai.flow import Counts as CountsSettings
@@ -177,8 +177,9 @@ def test_tally_of_ranks():
     task = protocols.leave_one_out(table(("a", "1", 0), ("a", "2", 1), ("b", "1", 3), ("b", "3", 4)), CLICKS)
     tally = Tally(task, 4)
     none = np.zeros(1, bool)
-    tally.listed("all", 0, np.array([3, 2, -1]), np.array([2]), none)
-    tally.dense(1, np.array([0.5, 0.4, 0.6, 0], np.float32), np.array([1]), none, np.array([0]))
+    warm = np.zeros(4, bool)
+    tally.listed("all", 0, np.array([3, 2, -1]), np.array([2]), none, warm)
+    tally.dense(1, np.array([0.5, 0.4, 0.6, 0], np.float32), np.array([1]), none, np.array([0]), warm)
     assert tally.rank["all"].tolist() == [2, 3] and tally.rank["new"].tolist() == [m.MISS, 2]
     figures = tally.report(np.zeros(2, bool), np.ones(4, bool), np.zeros(2, bool))["all"]
     assert figures["mrr@20"] == pytest.approx((1 / 2 + 1 / 3) / 2) and figures["coverage@10"] == 1
@@ -211,11 +212,25 @@ def test_cold_targets_are_counted_up_to_their_own_list():
     rows = [(f"u{k}", "often", k) for k in range(8)]
     rows += [("u7", "rare", 8), ("u0", "rare", 9), ("u7", "often", 10)]
     task = protocols.prequential(table(*rows), CLICKS, 0.5)
-    ids = {"often": 0, "rare": 1}
+    ids = {"often": 0, "rare": 1, "never": 2}
     item = np.array([ids[i] for i in task.table["item_id"]])
-    cold = _cold(task, item, np.array([ids[i] for i in task.target]))
-    # asked after events 0 and 7 and 8: rare had at most 1 event, often 8 when it came back
-    assert task.target == ["rare", "rare", "often"] and cold.tolist() == [True, True, False]
+    # asked after events 0, 7 and 8: rare had at most 1 event, often 1, 8 and 8
+    assert task.target == ["rare", "rare", "often"]
+    assert [cold.tolist() for _, cold in Warm(task, item, 3)] == [
+        [True, True, True], [False, True, True], [False, True, True],
+    ]  # fmt: skip
+
+
+def test_a_cold_target_is_ranked_among_the_cold_items():
+    task = protocols.leave_one_out(table(("a", "1", 0), ("a", "2", 1)), CLICKS)
+    tally, none, cold = Tally(task, 4), np.zeros(1, bool), np.array([False, True, True, False])
+    scores = np.array([9, 2, 3, 8], np.float32)
+    tally.dense(0, scores, np.array([1]), none, np.array([], np.int64), cold)
+    assert tally.rank["all"].tolist() == [4] and tally.rank["cold"].tolist() == [2]
+    tally.listed("all", 0, np.array([0, 3, 1, -1]), np.array([1]), none, cold)
+    assert tally.rank["all"].tolist() == [3] and tally.rank["cold"].tolist() == [1]
+    tally.dense(0, scores, np.array([0]), none, np.array([], np.int64), cold)
+    assert tally.rank["cold"].tolist() == [1]  # a warm target changes nothing there
 
 
 def test_moves_and_when_they_are_known():

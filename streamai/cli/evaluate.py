@@ -84,6 +84,7 @@ def _clicks(flow, table, args) -> dict:
             "all": "all items",
             "new": "without items the key had, new targets only",
             "cold": "all items, targets with at most 5 events so far",
+            "cold_among": "the same targets among the items with at most 5 events",
         }
         for mode, title in titles.items():
             _print_models(report["models"], report["paired"], mode, title)

@@ -29,21 +29,29 @@ _ALWAYS = "36500d"
 
 class Tally:
     """Ranks and exposures of one model: `all` ranks every item; `new` leaves out what the key had before, and
-    judges only by targets that are new to the key."""
+    judges only by targets that are new to the key; `cold` ranks cold targets among the cold items alone."""
 
     MODES = ("all", "new")
+    RANKS = (*MODES, "cold")
 
     def __init__(self, task: Task, items: int) -> None:
         self.at = task.target_at
         self.group = np.repeat(np.arange(len(self.at) - 1), np.diff(self.at))  # list of each target
-        self.rank = {mode: np.full(len(task.target), m.MISS, np.int64) for mode in self.MODES}
-        self.shown = {mode: np.zeros(items, np.int64) for mode in self.MODES}
+        self.rank = {mode: np.full(len(task.target), m.MISS, np.int64) for mode in self.RANKS}
+        self.shown = {mode: np.zeros(items, np.int64) for mode in self.RANKS}
 
     def dense(
-        self, s: int, scores: np.ndarray, target: np.ndarray, repeat: np.ndarray, seen: np.ndarray
-    ) -> None:
-        """List s as scores of all items; its targets i8[k], which of them repeat, the items the key had."""
+        self, s: int, scores: np.ndarray, target: np.ndarray, repeat: np.ndarray, seen: np.ndarray,
+        cold: np.ndarray,
+    ) -> None:  # fmt: skip
+        """List s as scores of all items; its targets i8[k], which of them repeat, the items the key had, and
+        which items are cold, bool[N]."""
         at = self.at[s]
+        if (cold[target] & (target >= 0)).any():
+            among = np.where(cold[: len(scores)], scores, 0)
+            for j in np.flatnonzero(cold[target] & (target >= 0)):
+                self.rank["cold"][at + j] = m.rank_dense(among, target[j])
+            self.shown["cold"][m.top(among, SHOWN)] += 1
         for j in range(len(target)):
             self.rank["all"][at + j] = m.rank_dense(scores, target[j])
             if not repeat[j]:
@@ -51,11 +59,16 @@ class Tally:
         self.shown["all"][m.top(scores, SHOWN)] += 1
         self.shown["new"][m.top(scores, SHOWN, seen)] += 1
 
-    def listed(self, mode: str, s: int, items: np.ndarray, target: np.ndarray, repeat: np.ndarray) -> None:
-        """List s as items i4[...], best first, -1 = no more."""
+    def listed(
+        self, mode: str, s: int, items: np.ndarray, target: np.ndarray, repeat: np.ndarray, cold: np.ndarray
+    ) -> None:
+        """List s as items i4[...], best first, -1 = no more. Cold targets are ranked among its cold items."""
         for j in range(len(target)):
             if mode == "all" or not repeat[j]:
                 self.rank[mode][self.at[s] + j] = m.rank_listed(items, target[j])
+            if mode == "all" and target[j] >= 0 and cold[target[j]]:
+                among = items[(items >= 0) & cold[items]]
+                self.rank["cold"][self.at[s] + j] = m.rank_listed(among, target[j])
         shown = items[:SHOWN]
         self.shown[mode][shown[shown >= 0]] += 1
 
@@ -70,7 +83,12 @@ class Tally:
 
 def _used(repeat: np.ndarray, cold: np.ndarray) -> dict[str, tuple[str, np.ndarray]]:
     """What is reported -> whose ranks, and which targets it counts, bool[T]."""
-    return {"all": ("all", np.ones(len(repeat), bool)), "new": ("new", ~repeat), "cold": ("all", cold)}
+    return {
+        "all": ("all", np.ones(len(repeat), bool)),
+        "new": ("new", ~repeat),
+        "cold": ("all", cold),
+        "cold_among": ("cold", cold),
+    }
 
 
 def paired(tally: Tally, others: dict[str, Tally], repeat: np.ndarray, cold: np.ndarray) -> dict:
@@ -120,8 +138,12 @@ def evaluate(
         _check_model(engine, task)
     item = np.array([catalogue.index(i) if i else -1 for i in task.table[flow.schema.item]], np.int64)
     target = np.array([catalogue.index(i) for i in task.target], np.int64)
-    repeat, cold = _repeats(task, item, target), _cold(task, item, target)
     baselines, available = all_baselines(catalogue, flow.counts), catalogue.available != 0
+    repeat, warm = _repeats(task, item, target), Warm(task, item, len(available))
+    cold = np.zeros(len(target), bool)
+    for s, is_cold in warm:
+        cut = slice(task.target_at[s], task.target_at[s + 1])
+        cold[cut] = is_cold[target[cut]] & (target[cut] >= 0)
     tallies = run_baselines(
         baselines, task, item, target, repeat, lambda n: advance("baselines", n), available
     )
@@ -151,7 +173,7 @@ def run_baselines(
     gone = np.flatnonzero(~available)
     n = max(len(b.scores(0, 0, History())) for b in baselines)
     tallies = {b.name: Tally(task, n) for b in baselines}
-    history, s = History(), 0
+    history, s, warm = History(), 0, iter(Warm(task, item, len(available)))
     times, keys, items = task.table["event_ts_ns"].to_list(), task.key.tolist(), item.tolist()
     for row, (key, t, i, frozen) in enumerate(zip(keys, times, items, task.frozen.tolist())):
         if not frozen:
@@ -160,12 +182,13 @@ def run_baselines(
         history.add(key, i)
         if s < len(task.ask) and row == task.ask[s]:
             cut, seen = slice(task.target_at[s], task.target_at[s + 1]), history.seen(key)
+            _, cold = next(warm)
             for b in baselines:
                 scores = b.scores(key, t, history)
                 if len(gone):
                     scores = scores.copy()
                     scores[gone] = 0
-                tallies[b.name].dense(s, scores, target[cut], repeat[cut], seen)
+                tallies[b.name].dense(s, scores, target[cut], repeat[cut], seen, cold)
             s += 1
         if row % _CHUNK == _CHUNK - 1:
             advance(_CHUNK)
@@ -181,11 +204,11 @@ def run_flow(
     system, lm = Tally(task, len(engine.catalogue.available)), None
     for mode in Tally.MODES:
         lists, hidden, seen = _serve(engine, task, item, mode == "new", lambda n, mode=mode: advance(mode, n))
-        for s, items in enumerate(lists):
+        for s, cold in Warm(task, item, len(engine.catalogue.available)):
             cut = slice(task.target_at[s], task.target_at[s + 1])
-            system.listed(mode, s, items, target[cut], repeat[cut])
+            system.listed(mode, s, lists[s], target[cut], repeat[cut], cold)
         if mode == "all" and hidden.shape[1]:
-            lm = _lm_alone(engine, task, hidden, seen, target, repeat)
+            lm = _lm_alone(engine, task, hidden, seen, item, target, repeat)
         if mode == "all":
             engine = Engine(flow.but(top_k=LIST, decide=None, disorder=_ALWAYS, exclude_seen=False))
     name = "counts as served" if lm is None else "LM + counts" + (" + head" if _has_head(engine) else "")
@@ -257,12 +280,14 @@ def _lm_alone(
     task: Task,
     hidden: np.ndarray,
     seen: list[np.ndarray],
+    item: np.ndarray,
     target: np.ndarray,
     repeat: np.ndarray,
 ) -> Tally:
     """The LM's logits over every item that it knows."""
     tables = engine.table_arrays
     tally = Tally(task, len(tables["known"]))
+    warm = iter(Warm(task, item, len(tables["known"])))
     never = (tables["known"] == 0) | (tables["available"] == 0)
     for base in range(0, len(hidden), 256):
         logits = hidden[base : base + 256] @ tables["item"].T + tables["bias"]
@@ -271,7 +296,7 @@ def _lm_alone(
         logits -= logits[:, ~never].min(1, keepdims=True) - 1
         for s in range(base, min(base + 256, len(hidden))):
             cut = slice(task.target_at[s], task.target_at[s + 1])
-            tally.dense(s, logits[s - base], target[cut], repeat[cut], seen[s])
+            tally.dense(s, logits[s - base], target[cut], repeat[cut], seen[s], next(warm)[1])
     return tally
 
 
@@ -289,16 +314,21 @@ def _repeats(task: Task, item: np.ndarray, target: np.ndarray) -> np.ndarray:
     return repeat
 
 
-def _cold(task: Task, item: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """bool[T]: which targets had at most COLD_EVENTS events, with any key, when their list was served."""
-    met, cold = np.zeros(int(max(item.max(), target.max(), 0)) + 1, np.int64), np.zeros(len(target), bool)
-    row = 0
-    for s, ask in enumerate(task.ask.tolist()):
-        np.add.at(met, item[row : ask + 1][item[row : ask + 1] >= 0], 1)
-        row = ask + 1
-        cut = slice(task.target_at[s], task.target_at[s + 1])
-        cold[cut] = (target[cut] >= 0) & (met[target[cut]] <= COLD_EVENTS)
-    return cold
+class Warm:
+    """For every list in turn (its number, which items are cold, bool[N]): those with at most COLD_EVENTS
+    events, with any key, when the list was served. The array is the same one, overwritten."""
+
+    def __init__(self, task: Task, item: np.ndarray, items: int) -> None:
+        self.task, self.item, self.items = task, item, items
+
+    def __iter__(self):
+        met, cold, row = np.zeros(self.items, np.int64), np.ones(self.items, bool), 0
+        for s, ask in enumerate(self.task.ask.tolist()):
+            fed = self.item[row : ask + 1]
+            fed, row = fed[fed >= 0], ask + 1
+            np.add.at(met, fed, 1)
+            cold[fed] = met[fed] <= COLD_EVENTS
+            yield s, cold
 
 
 def _has_head(engine: Engine) -> bool:
