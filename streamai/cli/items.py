@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pathlib
 
 HELP = "add text vectors to a catalogue"
 
@@ -27,29 +26,11 @@ def add(subparsers) -> None:
 
 
 def run(args) -> int:
-    import polars as pl
+    from streamai.train.text import describe
 
-    from streamai.catalogue import Catalogue
-    from streamai.errors import CatalogueError
-    from streamai.train.text import TextEncoder
-
-    path = pathlib.Path(args.catalogue)
-    Catalogue.load(path)  # says what is wrong with it
-    table = pl.read_csv(path, infer_schema=False) if path.suffix == ".csv" else pl.read_parquet(path)
-    columns = [c for c in args.columns.split(",") if c in table.columns]
-    if not columns:
-        raise CatalogueError(f"{path}: none of the columns {args.columns}; it has {table.columns}")
-    words = table.select(pl.concat_str(pl.col(columns).cast(pl.String).fill_null(""), separator=" "))
-    texts = [" ".join(t.split()) for t in words.to_series().to_list()]
-    encoder = TextEncoder(threads=args.threads)
-    vectors = encoder.encode(texts)
-    draft = pathlib.Path(args.out + ".part")
-    column = pl.Series("vector", vectors, pl.Array(pl.Float32, vectors.shape[1]))
-    table.with_columns(column).write_parquet(draft)
-    draft.replace(args.out)
+    facts = describe(args.catalogue, args.out, args.columns.split(","), args.threads)
     if args.json:
-        facts = {"items": len(texts), "without_words": texts.count(""), "encoded": encoder.misses}
-        print(json.dumps(facts | {"out": args.out}))
+        print(json.dumps(facts))
     else:
-        print(f"{len(texts):,} items, {encoder.misses:,} different texts -> {args.out}")
+        print(f"{facts['items']:,} items, {facts['encoded']:,} different texts -> {args.out}")
     return 0

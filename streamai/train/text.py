@@ -12,16 +12,18 @@ is nothing new to the model: one that nobody met yet is read and scored by its w
 from __future__ import annotations
 
 import os
+import pathlib
 from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
+import polars as pl
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from streamai.catalogue import Catalogue
-from streamai.errors import ModelError, SettingsError
+from streamai.errors import CatalogueError, ModelError, SettingsError
 from streamai.model.weights import Weights
 from streamai.train.model import EventLM
 
@@ -71,6 +73,27 @@ class TextEncoder:
         return self._model.encode(
             texts, batch_size=64, normalize_embeddings=True, show_progress_bar=False
         ).astype(np.float32)
+
+
+def describe(catalogue: str, out: str, columns: list[str], threads: int = 1) -> dict:
+    """Write the catalogue file (.csv or .parquet) with a column `vector` of its words to `out` (parquet).
+
+    columns: whose words, joined in this order; those that the file lacks are left out, CatalogueError when it
+    has none. Returns how many items, how many without words, how many different texts.
+    """
+    path, draft = pathlib.Path(catalogue), pathlib.Path(f"{out}.part")
+    Catalogue.load(path)  # says what is wrong with it
+    table = pl.read_csv(path, infer_schema=False) if path.suffix == ".csv" else pl.read_parquet(path)
+    given = [c for c in columns if c in table.columns]
+    if not given:
+        raise CatalogueError(f"{path}: none of the columns {columns}; it has {table.columns}")
+    words = table.select(pl.concat_str(pl.col(given).cast(pl.String).fill_null(""), separator=" "))
+    texts = [" ".join(t.split()) for t in words.to_series().to_list()]
+    encoder = TextEncoder(threads=threads)
+    vectors = encoder.encode(texts)
+    table.with_columns(pl.Series("vector", vectors, pl.Array(pl.Float32, WIDTH))).write_parquet(draft)
+    draft.replace(out)
+    return {"items": len(texts), "without_words": texts.count(""), "encoded": encoder.misses, "out": out}
 
 
 def _load():
