@@ -12,13 +12,14 @@ from rich.console import Console
 
 from streamai.catalogue import hash_id
 from streamai.errors import InputError, ModelError
+from streamai.kernels import softmax
 from streamai.kernels.lm import gap_bucket
 from streamai.kernels.tokens import MARKET_TOKENS
 from streamai.model import weights
 from streamai.train import data
 from streamai.train.data import sequences, vocabulary
 from streamai.train.export import check, export
-from streamai.train.fit import Recipe, fit, rate_at
+from streamai.train.fit import Recipe, fit, half_precision, rate_at
 from streamai.train.head import Logged, Norm, fit_head, score_plain
 from streamai.train.loss import cross_entropy
 from streamai.train.market import DOWN, FLAT, NO_LABEL, UP, Horizon, labels, market_sequences, mids
@@ -61,7 +62,7 @@ def small():
     seq = sequences(table, vocab)
     torch.manual_seed(0)
     model = EventLM(Shape(len(vocab), 16, 2))
-    fit(model, without_last(seq, 2), Recipe(epochs=8, rate=5e-3, threads=1), console=QUIET)
+    fit(model, without_last(seq, 2), Recipe(epochs=8, rate=5e-3, precision="f32"), console=QUIET)
     return table, vocab, seq, model
 
 
@@ -144,6 +145,41 @@ def test_chunked_loss_equals_torch():
         torch.testing.assert_close(a, b)
 
 
+def test_half_precision_loss_is_near_the_exact_one():
+    torch.manual_seed(3)
+    h, e, c = (torch.randn(n, requires_grad=True) for n in ((70, 16), (37, 16), (37,)))
+    t = torch.randint(0, 37, (70,))
+    ours = cross_entropy(h, e, c, t, 32, half=True)
+    exact = cross_entropy(h, e, c, t, 32)
+    assert ours.item() == pytest.approx(exact.item(), rel=2e-3)
+    for a, b in zip(torch.autograd.grad(ours, (h, e, c)), torch.autograd.grad(exact, (h, e, c))):
+        assert (a - b).norm() < 0.01 * b.norm()
+    # where bfloat16 holds the numbers exactly, so is the loss: what is rounded is the inputs, not the sums
+    h, e = (torch.randint(-4, 5, n).float() for n in ((5, 4), (19, 4)))
+    c, t = torch.zeros(19), torch.arange(5)
+    torch.testing.assert_close(cross_entropy(h, e, c, t, half=True), cross_entropy(h, e, c, t))
+
+
+def test_bfloat16_is_rounded_as_torch_rounds():
+    x = torch.randn(4000) * 10.0 ** torch.randint(-30, 30, (4000,))
+    x = torch.cat([x, torch.tensor([0.0, 1.00390625, 1.01171875])])  # the last two lie halfway
+    ours = np.array([softmax._halved(v) for v in x.numpy()], np.uint16)
+    assert (ours == x.bfloat16().view(torch.uint16).numpy()).all()
+    assert softmax._widened(ours[7]) == x.bfloat16().float()[7]
+
+
+def test_half_precision_training_learns(small):
+    _, vocab, seq, model = small
+    torch.manual_seed(0)
+    half = EventLM(Shape(len(vocab), 16, 2))
+    records = fit(half, without_last(seq, 2), Recipe(epochs=8, rate=5e-3, precision="bf16"), console=QUIET)
+    assert half.half and records[-1]["loss"] < 0.75 * records[0]["loss"]
+    assert leave_one_out(half, seq, 1, seen=True)["ndcg@10"] > 0.5
+    assert not half_precision("f32")
+    with pytest.raises(ModelError, match="f16"):
+        half_precision("f16")
+
+
 def test_recurrence_equals_a_loop():
     torch.manual_seed(2)
     a = torch.rand(3, 9, 4, requires_grad=True)
@@ -170,7 +206,7 @@ def test_training_learns_and_repeats(small):
     table, vocab, seq, model = small
     torch.manual_seed(0)
     again = EventLM(Shape(len(vocab), 16, 2))
-    records = fit(again, without_last(seq, 2), Recipe(epochs=8, rate=5e-3, threads=1), console=QUIET)
+    records = fit(again, without_last(seq, 2), Recipe(epochs=8, rate=5e-3, precision="f32"), console=QUIET)
     assert records[-1]["loss"] < 0.75 * records[0]["loss"]
     for a, b in zip(model.parameters(), again.parameters()):
         assert torch.equal(a, b)

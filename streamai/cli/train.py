@@ -47,6 +47,10 @@ def add(subparsers) -> None:
     p.add_argument("--hide-seen", action="store_true", help="candidates leave out what the key has met")
     p.add_argument("--seed", type=int, default=0, help="(0)")
     p.add_argument("--threads", type=whole(1), default=1, help="of torch (1)")
+    p.add_argument(
+        "--precision", choices=("auto", "f32", "bf16"), default="auto",
+        help="of matrix products; auto: bf16 where the processor is fast at it",
+    )  # fmt: skip
     p.add_argument("--json", action="store_true", help="one JSON object as the last line")
 
 
@@ -90,6 +94,7 @@ def train_file(args, console) -> dict:
     timed = "position" not in mapping.fields or any(t in mapping.fields for t in TIMES)
     recipe = Recipe(
         epochs=args.epochs or (4 if market else 30), rate=args.rate, seed=args.seed, threads=args.threads,
+        precision=args.precision,
         window=256 if market else 200, cover=market,
     )  # fmt: skip
     dropout = args.dropout if args.dropout is not None else (0.1 if market else 0.2)

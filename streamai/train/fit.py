@@ -32,7 +32,19 @@ class Recipe:
     clip: float = 1.0
     unknown: float = 0.01  # share of input tokens replaced by a random unknown one, so that those learn
     seed: int = 0
+    precision: str = "auto"  # of matrix products: f32, bf16, or auto: bf16 where the processor is fast at it
     threads: int = 1  # more stall each other as soon as the machine is shared, and gain little at these sizes
+
+
+def half_precision(precision: str) -> bool:
+    """Whether matrix products are to be in bfloat16; auto asks the processor."""
+    if precision not in ("auto", "f32", "bf16"):
+        raise ModelError(f"precision {precision!r}; expected auto, f32 or bf16")
+    if precision == "auto":
+        # private, and younger than the oldest torch that will do: without them it is float32
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, name, bool)() for name in checks)
+    return precision == "bf16"
 
 
 def rate_at(step: int, steps: int, warm_up: int) -> float:
@@ -51,7 +63,8 @@ def step_loss(model: EventLM, b: Batch, recipe: Recipe, rng: torch.Generator) ->
         other = model.shape.vocabulary + torch.randint(0, UNKNOWN, token.shape, generator=rng)
         token = torch.where(swap, other, token)
     q = model(token, b.kind, b.gap, b.side)
-    return cross_entropy(q.reshape(-1, model.shape.d)[b.at], model.item, model.bias, b.target)
+    q = q.reshape(-1, model.shape.d)[b.at]
+    return cross_entropy(q, model.item, model.bias, b.target, half=model.half)
 
 
 def fit(
@@ -69,6 +82,7 @@ def fit(
     if not per_epoch:
         raise ModelError("nothing to train on: no key has two events or more before the split")
     torch.set_num_threads(recipe.threads)
+    model.half = half_precision(recipe.precision)
     rng, noise = np.random.default_rng(recipe.seed), torch.Generator().manual_seed(recipe.seed)
     weights = groups(model, recipe.weight_decay)
     optimiser = torch.optim.AdamW(weights, lr=recipe.rate, betas=(0.9, 0.98), fused=True)

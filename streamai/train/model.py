@@ -44,6 +44,11 @@ def rms(x: torch.Tensor) -> torch.Tensor:
     return F.rms_norm(x, (x.shape[-1],), eps=EPS)
 
 
+def product(x: torch.Tensor, w: torch.Tensor, half: bool) -> torch.Tensor:
+    """x @ w in float32, or with both rounded to bfloat16 first: the processor's fast path."""
+    return (x.bfloat16() @ w.bfloat16()).float() if half else x @ w
+
+
 class Layer(nn.Module):
     """Gated diagonal recurrence and gated MLP, each on a residual branch."""
 
@@ -70,9 +75,9 @@ class Layer(nn.Module):
     def gap_w(self) -> torch.Tensor:
         return F.softplus(self.raw_gap)
 
-    def forward(self, x: torch.Tensor, gap: torch.Tensor | None) -> torch.Tensor:
-        """x f4[B, T, d]; gap f4[B, T, 1] (bucket / 16) or None for no time."""
-        r, i, v, o = (rms(x) @ self.Wg + self.bg).split(self.d, -1)
+    def forward(self, x: torch.Tensor, gap: torch.Tensor | None, half: bool = False) -> torch.Tensor:
+        """x f4[B, T, d]; gap f4[B, T, 1] (bucket / 16) or None for no time; half: see `product`."""
+        r, i, v, o = (product(rms(x), self.Wg, half) + self.bg).split(self.d, -1)
         u = self.cw[0] * v + self.cb
         for k in range(1, TAPS):
             u = u + self.cw[k] * F.pad(v[:, :-k], (0, 0, k, 0))
@@ -83,9 +88,9 @@ class Layer(nn.Module):
         # the floor keeps the square root's gradient finite where nothing decays
         b = torch.sqrt(torch.clamp(1 - a * a, min=EPS)) * (torch.sigmoid(i) * u)
         y = recurrence(a, b) * F.silu(o)
-        x = x + F.dropout(y @ self.Wo, self.dropout, self.training)
-        f, g = (rms(x) @ self.W1).split(self.m, -1)
-        return x + F.dropout((F.silu(f) * g) @ self.W2, self.dropout, self.training)
+        x = x + F.dropout(product(y, self.Wo, half), self.dropout, self.training)
+        f, g = product(rms(x), self.W1, half).split(self.m, -1)
+        return x + F.dropout(product(F.silu(f) * g, self.W2, half), self.dropout, self.training)
 
 
 class EventLM(nn.Module):
@@ -94,6 +99,7 @@ class EventLM(nn.Module):
     def __init__(self, shape: Shape, dropout: float = 0.1, time: bool = True) -> None:
         super().__init__()
         self.shape, self.dropout, self.time = shape, dropout, time
+        self.half = False  # matrix products of training in bfloat16
         V, d = shape.vocabulary, shape.d
         self.item = nn.Parameter(torch.randn(V, d) / math.sqrt(d))
         self.bias = nn.Parameter(torch.zeros(V))
@@ -115,8 +121,9 @@ class EventLM(nn.Module):
         if self.shape.side:
             x = x + side @ self.Wside
         x = F.dropout(x, self.dropout, self.training)
+        half = self.half and self.training
         for block in self.blocks:
-            x = block(x, value)
+            x = block(x, value, half)
         return rms(x) * self.final_gain
 
     @classmethod
