@@ -77,3 +77,52 @@ def cross_entropy(logits, bias, target, loss, g_bias):
         p = x[target[r]] * share - _f4(1)
         g_bias[target[r]] -= _f4(1)
         row[target[r]] = _halved(p)
+
+
+@njit(**jit)
+def distil(logits, bias, target, ids, chance, alpha, loss, g_bias):
+    """As `cross_entropy`, towards alpha of the target and (1 - alpha) of a teacher's chances.
+
+    ids i4[n, K], chance f4[n, K]: the teacher's K likeliest items. What it leaves over is compared with what
+    the student leaves over, as one bucket: -sum_k c_k log s_k - rest log(1 - sum_k s_k).
+    """
+    n, V = logits.shape
+    padded = (V + _LANES - 1) // _LANES * _LANES
+    x = np.zeros(padded, np.float32)
+    beta, tiny = _f4(1) - _f4(alpha), _f4(1e-6)
+    for r in range(n):
+        row, t = logits[r], target[r]
+        for j in range(V):
+            x[j] = _widened(row[j]) + bias[j]
+        for j in range(V, padded):
+            x[j] = _f4(-3e38)
+        most = _greatest(x, padded)
+        own = x[t] - most
+        near, rest = _f4(0), _f4(1)  # sum of c_k times the logit of k; what the teacher leaves over
+        for k in range(ids.shape[1]):
+            near += chance[r, k] * (x[ids[r, k]] - most)
+            rest -= chance[r, k]
+        rest = max(rest, _f4(0))
+        for j in range(padded):
+            x[j] = exp_f4(x[j] - most)
+        z = _total(x, padded)
+        share, log_z, held = _f4(1) / z, log_f4(z), _f4(0)
+        for k in range(ids.shape[1]):
+            held += x[ids[r, k]] * share
+        left = max(_f4(1) - held, tiny)
+        loss[r] = alpha * (log_z - own) + beta * ((_f4(1) - rest) * log_z - near - rest * log_f4(left))
+        factor = share * (_f4(1) - beta * rest / left)
+        for j in range(V):
+            p = x[j] * factor
+            g_bias[j] += p
+            row[j] = _halved(p)
+        for k in range(ids.shape[1]):
+            j = ids[r, k]
+            p = x[j] * share - beta * chance[r, k] - (_f4(alpha) if j == t else _f4(0))
+            g_bias[j] += p - x[j] * factor
+            row[j] = _halved(p)
+            if j == t:
+                t = -1
+        if t >= 0:
+            g_bias[t] -= _f4(alpha)
+            row[t] = _halved(x[t] * factor - _f4(alpha))

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
 
 from streamai.errors import ModelError
+from streamai.train.checkpoint import Checkpoint
 from streamai.train.data import Batch, Sequences, epoch, steps_of
 from streamai.train.loss import cross_entropy
-from streamai.train.model import UNKNOWN, EventLM, groups
+from streamai.train.model import UNKNOWN, groups
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Recipe:
     warm_up: int = 100
     weight_decay: float = 0.01
     clip: float = 1.0
+    patience: int = 0  # epochs without a better validation that end the training; 0: none do
     unknown: float = 0.01  # share of input tokens replaced by a random unknown one, so that those learn
     seed: int = 0
     precision: str = "auto"  # of matrix products: f32, bf16, or auto: bf16 where the processor is fast at it
@@ -55,7 +58,7 @@ def rate_at(step: int, steps: int, warm_up: int) -> float:
     return 0.01 + 0.495 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
-def step_loss(model: EventLM, b: Batch, recipe: Recipe, rng: torch.Generator) -> torch.Tensor:
+def step_loss(model, b: Batch, recipe: Recipe, rng: torch.Generator) -> torch.Tensor:
     """Mean next-event loss of a batch."""
     token = b.token
     if recipe.unknown:
@@ -68,15 +71,21 @@ def step_loss(model: EventLM, b: Batch, recipe: Recipe, rng: torch.Generator) ->
 
 
 def fit(
-    model: EventLM,
+    model,
     seq: Sequences,
     recipe: Recipe,
-    after_epoch: Callable[[int], dict[str, float]] | None = None,
+    validate: Callable[[], dict[str, float]] | None = None,
     console: Console | None = None,
+    checkpoint: Checkpoint | None = None,
+    loss_of: Callable | None = None,
+    title: str = "pre-training",
 ) -> list[dict[str, float]]:
     """Train `model` in place on every event of `seq`; one record an epoch: loss, positions/s, seconds.
 
-    after_epoch(n) may return more figures for epoch n's record. Without a terminal, one line an epoch.
+    validate() may return figures for an epoch's record; with `ndcg@10` among them the model of the best epoch
+    is kept, and `recipe.patience` epochs without a better one end the training. checkpoint: written after
+    every epoch, and gone on from where one is found. loss_of: in place of `step_loss`. Without a terminal,
+    one line an epoch.
     """
     per_epoch = steps_of(seq, recipe.batch, recipe.window, recipe.cover)
     if not per_epoch:
@@ -89,36 +98,95 @@ def fit(
     steps = recipe.epochs * per_epoch
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: rate_at(s, steps, recipe.warm_up))
     console = console or Console(stderr=True)
-    records = []
+    records, best = [], Best(recipe.patience)
+    parts = {"model": model, "optimiser": optimiser, "schedule": schedule, "best": best}
+    if checkpoint and (facts := checkpoint.read(parts, rng, noise)):
+        records = facts["records"]
+        console.print(f"{checkpoint.path}: going on after epoch {len(records)}")
     with progress(console) as bar:
-        task = bar.add_task("pre-training", total=steps, note="")
-        for number in range(1, recipe.epochs + 1):
-            model.train()
-            began, total, count = perf_counter(), 0.0, 0
-            for b in epoch(seq, model.shape.vocabulary, recipe.batch, recipe.window, rng, recipe.cover):
-                if len(b.target):
-                    loss = step_loss(model, b, recipe, noise)
-                    optimiser.zero_grad(set_to_none=True)
-                    loss.backward()
-                    torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-                    optimiser.step()
-                    total += loss.item() * len(b.target)
-                    count += len(b.target)
-                schedule.step()
+        task = bar.add_task(title, total=steps, completed=len(records) * per_epoch, note="")
+        for number in range(len(records) + 1, recipe.epochs + 1):
+            if best.over():
+                break
+            began = perf_counter()
+
+            def show(loss: float, count: int, began=began) -> None:
                 speed = count / (perf_counter() - began)
-                bar.update(task, advance=1, note=f"loss {total / max(1, count):.4f} · {speed:,.0f} events/s")
-            if not math.isfinite(total):
-                raise ModelError(f"training diverged in epoch {number}: loss is {total}; lower --rate")
-            record = {"epoch": number, "loss": total / max(1, count), "events_per_s": speed}
-            record["seconds"] = perf_counter() - began
-            if after_epoch:
+                bar.update(task, advance=1, note=f"{best.note}loss {loss:.4f} · {speed:,.0f} events/s")
+
+            loss, count = _epoch(
+                model, seq, recipe, (optimiser, schedule), (rng, noise), loss_of or step_loss, show
+            )
+            if not math.isfinite(loss):
+                raise ModelError(f"training diverged in epoch {number}: loss is {loss}; lower --rate")
+            seconds = perf_counter() - began
+            record = {"epoch": number, "loss": loss, "events_per_s": count / seconds, "seconds": seconds}
+            if validate:
                 model.eval()
-                record |= after_epoch(number)
+                record |= validate()
+                best.see(model, record)
             records.append(record)
+            if checkpoint:
+                checkpoint.write(parts, rng, noise, {"records": records})
             if not console.is_terminal:
                 console.print(one_line(record))
+    best.restore(model)
+    if checkpoint:
+        checkpoint.remove()
     model.eval()
     return records
+
+
+def _epoch(model, seq, recipe: Recipe, optimisers, randoms, loss_of, show) -> tuple[float, int]:
+    """One pass over the events: mean loss and number of positions."""
+    (optimiser, schedule), (rng, noise) = optimisers, randoms
+    model.train()
+    total, count = 0.0, 0
+    for b in epoch(seq, model.shape.vocabulary, recipe.batch, recipe.window, rng, recipe.cover):
+        if len(b.target):
+            loss = loss_of(model, b, recipe, noise)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+            optimiser.step()
+            total += loss.item() * len(b.target)
+            count += len(b.target)
+        schedule.step()
+        show(total / max(1, count), count)
+    return total / max(1, count), count
+
+
+class Best:
+    """The parameters of the epoch with the best NDCG@10 on validation."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience, self.ndcg, self.since, self.kept = patience, -1.0, 0, None
+
+    @property
+    def note(self) -> str:
+        return "" if self.ndcg < 0 else f"NDCG@10 {self.ndcg:.4f} · "
+
+    def see(self, model: nn.Module, record: dict) -> None:
+        """An epoch's record; its parameters are kept if it is the best so far."""
+        if "ndcg@10" not in record:
+            return
+        self.since += 1
+        if record["ndcg@10"] > self.ndcg:
+            self.ndcg, self.since = record["ndcg@10"], 0
+            self.kept = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+    def over(self) -> bool:
+        return bool(self.patience) and self.since >= self.patience
+
+    def restore(self, model: nn.Module) -> None:
+        if self.kept is not None:
+            model.load_state_dict(self.kept)
+
+    def state_dict(self) -> dict:
+        return {"ndcg": self.ndcg, "since": self.since, "kept": self.kept}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.ndcg, self.since, self.kept = state["ndcg"], state["since"], state["kept"]
 
 
 def one_line(record: dict[str, float]) -> str:

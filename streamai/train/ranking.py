@@ -20,11 +20,20 @@ def leave_one_out(
     n = seq.lengths()
     use = np.flatnonzero(n > back)
     use = use[np.argsort(n[use], kind="stable")]
+    length = n[use] - back
+    return ranked(model, seq, seq.start[use], length, seen=seen, size=size)
+
+
+def ranked(
+    model, seq: Sequences, first: np.ndarray, length: np.ndarray, *, seen: bool = False, size: int = 64
+) -> dict[str, float]:
+    """The same for any places: the event at first + length, given the `length` events from `first` on, all of
+    one key. A model with a window (a teacher) is given the newest of them; what was met is of all."""
     ranks = []
     model.eval()
     with torch.no_grad():
-        for i in range(0, len(use), size):
-            ranks.append(_ranks(model, seq, use[i : i + size], back, seen))
+        for i in range(0, len(first), size):
+            ranks.append(_ranks(model, seq, first[i : i + size], length[i : i + size], seen))
     rank = np.concatenate(ranks) if ranks else np.zeros(0)
     hit = rank < 10
     return {
@@ -35,13 +44,18 @@ def leave_one_out(
     }
 
 
-def _ranks(model: EventLM, seq: Sequences, keys: np.ndarray, back: int, seen: bool) -> np.ndarray:
-    """How many items stand above or level with the target, one number a key; infinite outside V."""
-    V = model.shape.vocabulary
-    length = seq.lengths()[keys] - back
-    b = batch(seq, seq.start[keys], length, V)
-    q = model(b.token, b.kind, b.gap, b.side)
-    q = q[torch.arange(len(keys)), b.length - 1]
+def _ranks(model, seq: Sequences, first: np.ndarray, length: np.ndarray, seen: bool) -> np.ndarray:
+    """How many items stand above or level with the target, one number a place; infinite outside V."""
+    V, keys = model.shape.vocabulary, np.arange(len(first))
+    b = batch(seq, first, length, V)
+    window = getattr(model.shape, "window", None)
+    if window is None:
+        near = b
+    else:
+        kept = np.minimum(length, window)
+        near = batch(seq, first + length - kept, kept, V)
+    q = model(near.token, near.kind, near.gap, near.side)
+    q = q[torch.arange(len(keys)), near.length - 1]
     scores = q @ model.item.t() + model.bias
     if not seen:
         mask = torch.zeros(len(keys), V + 64, dtype=torch.bool)
@@ -49,7 +63,7 @@ def _ranks(model: EventLM, seq: Sequences, keys: np.ndarray, back: int, seen: bo
         rows = torch.arange(len(keys))[:, None].expand_as(b.token)
         mask[rows[real], b.token[real]] = True
         mask = mask[:, :V]
-    target = torch.from_numpy(seq.token[seq.start[keys] + length].astype(np.int64))
+    target = torch.from_numpy(seq.token[first + length].astype(np.int64))
     known = target < V
     own = scores.gather(1, target.clamp(max=V - 1)[:, None])
     if not seen:
