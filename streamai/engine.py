@@ -209,7 +209,7 @@ class Engine:
         return {
             "flow": self.flow.name, "source": self.flow.source, "partition": self.partition,
             "plan": self.plan.digest, "item_plan": self.item_plan.digest,
-            "layout": {k: v for k, v in asdict(self.layout).items() if k != "lm_floats"},
+            "layout": {k: v for k, v in asdict(self.layout).items() if k not in ("lm_floats", "halves")},
             "model": self.model_digest, "catalogue": self.catalogue_digest,
             "watermark": int(clock[c.WATERMARK]), "late_total": int(clock[c.LATE_TOTAL]),
             **self.counts.meta(clock),

@@ -23,13 +23,14 @@ class Layout:
 
     plan_cells  state of the features
     ring        events kept; entry_bytes each: token i4, kind u1, gap u1, side i1[entry_bytes - 6]
-    lm_floats   f4 numbers of LM state
+    lm_floats   numbers of LM state; halves: they are kept in half precision
     """
 
     plan_cells: int
     ring: int
     entry_bytes: int
     lm_floats: int
+    halves: bool = False
 
     @property
     def plan_at(self) -> int:
@@ -45,7 +46,8 @@ class Layout:
 
     @property
     def cells(self) -> int:
-        return self.lm_at + (self.lm_floats + 1) // 2
+        per_cell = 4 if self.halves else 2
+        return self.lm_at + -(-self.lm_floats // per_cell)
 
     @property
     def row_bytes(self) -> int:

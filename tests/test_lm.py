@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from streamai.kernels import lm, maths
-
-WEIGHTS = (
-    "kind_emb", "gap_emb", "Wside", "Wg", "bg", "cw", "cb", "lam", "gap_w", "Wo", "W1", "W2", "final_gain",
-)  # fmt: skip
+from streamai.kernels import lm, maths, quant
 
 
 def random_weights(d=32, layers=2, m=48, sides=2, items=50, seed=0):
@@ -37,6 +33,7 @@ def random_weights(d=32, layers=2, m=48, sides=2, items=50, seed=0):
         "W1": g(layers, d, 2 * m, scale=d**-0.5),
         "W2": g(layers, m, d, scale=m**-0.5),
         "final_gain": g(d),
+        "Wq": np.zeros((0, 0), "i1"), "Ws": np.zeros((0, 0), "f4"), "Wc": np.zeros((0, 0), "i4"),
     }
 
 
@@ -79,14 +76,15 @@ def sequence(n, items, sides, seed=1):
     return token, r.integers(0, 8, n).astype("u1"), r.integers(0, 64, n).astype("u1"), side
 
 
-def run(w, token, kind, gap, side, state=None):
+def run(w, token, kind, gap, side, state=None, halves=False):
     layers, d = w["lam"].shape
-    state = np.zeros(layers * 4 * d, "f4") if state is None else state
+    state = np.zeros((layers * 4 + 1) * d, "f4") if state is None else state
     q = np.zeros((len(token), d), "f4")
-    scratch = np.full(16 * d + 4 * w["W2"].shape[1], np.nan, "f4")
+    m = lm.hidden_units(w["W2"], w["Ws"], d)
+    scratch, octets = np.full(16 * d + 4 * m, np.nan, "f4"), np.zeros(max(d, m), "u1")
     known = np.ones(len(w["item"]), "u1")
     lm.run(token, kind, gap, side, w["item"], known, w["unknown"],
-           *(w[k] for k in WEIGHTS), state, scratch, q)  # fmt: skip
+           *(w[k] for k in lm.ARRAYS), halves, state, scratch, octets, q)  # fmt: skip
     return q, state
 
 
@@ -102,15 +100,63 @@ def test_step_equals_float64(d, layers, m, sides):
     assert np.max(np.abs(q - exact) / (1 + np.abs(exact))) < 1e-5
 
 
-def test_cut_anywhere_gives_the_same_bits():
+def in_int8(w):
+    """The weights packed as the kernel takes them, and as the floats that they stand for."""
+    int8, floats = dict(w), dict(w)
+    layers = len(w["Wg"])
+    steps, sums, packed = [], [], []
+    for name in ("Wg", "Wo", "W1", "W2"):
+        step = np.abs(w[name]).max(1) / np.float32(127)
+        whole = np.rint(w[name] / step[:, None]).astype("i1")
+        floats[name] = whole * step[:, None]
+        n, m = whole.shape[1:]
+        parts = [(np.zeros(n * m, "i1"), np.zeros(m, "i4")) for _ in range(layers)]
+        for k, (octets, column) in enumerate(parts):
+            quant.pack(whole[k], octets, column)
+        steps.append(step)
+        packed.append(np.stack([p[0] for p in parts]))
+        sums.append(np.stack([p[1] for p in parts]))
+        int8[name] = np.zeros((0, 0, 0), "f4")
+    int8 |= {"Wq": np.concatenate(packed, 1), "Ws": np.concatenate(steps, 1), "Wc": np.concatenate(sums, 1)}
+    return int8, floats
+
+
+@pytest.mark.parametrize("d, layers, m, sides", SHAPES)
+def test_int8_is_the_float_model_of_its_weights_up_to_its_own_steps(d, layers, m, sides):
+    int8, floats = in_int8(random_weights(d, layers, m, sides))
+    events = sequence(60, 50, sides)
+    q, _ = run(int8, *events)
+    exact = oracle(floats, *events)
+    error = np.sqrt(((q - exact) ** 2).sum(1) / (exact**2).sum(1))
+    assert error.max() < 0.08 and error.mean() < 0.03  # inputs are rounded to 1 / 127 of their greatest
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_half_precision_rounds_the_state_after_every_event(int8):
     w = random_weights()
+    w = in_int8(w)[0] if int8 else w
+    events = sequence(30, 50, 2)
+    by_hand = np.zeros(9 * 32, "f4")
+    for t in range(30):
+        q, _ = run(w, *(a[t : t + 1] for a in events), by_hand)
+        by_hand[:] = by_hand.astype("f2")
+        assert by_hand[-32:].tobytes() == q[0].astype("f2").astype("f4").tobytes()
+    q, state = run(w, *events, halves=True)
+    assert state.tobytes() == by_hand.tobytes() and q[-1].tobytes() == by_hand[-32:].tobytes()
+
+
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("int8", [False, True])
+def test_cut_anywhere_gives_the_same_bits(int8, halves):
+    w = random_weights()
+    w = in_int8(w)[0] if int8 else w
     token, kind, gap, side = sequence(40, 50, 2)
-    q, state = run(w, token, kind, gap, side)
+    q, state = run(w, token, kind, gap, side, halves=halves)
     again, at = np.zeros_like(state), 0
     parts = []
     for n in (1, 7, 3, 29):
         cut = slice(at, at + n)
-        parts.append(run(w, token[cut], kind[cut], gap[cut], side[cut], again)[0])
+        parts.append(run(w, token[cut], kind[cut], gap[cut], side[cut], again, halves)[0])
         at += n
     assert np.vstack(parts).tobytes() == q.tobytes() and again.tobytes() == state.tobytes()
 
@@ -136,9 +182,12 @@ def test_matvec_has_the_bits_of_plain_loops(n, m):
     assert y[:wide].tobytes() == one[:wide].tobytes() and y[wide:].tobytes() == four[wide:].tobytes()
 
 
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("n_events, size", [(0, 8), (5, 8), (8, 8), (29, 8)])
-def test_rebuild_is_the_ring_from_zeros(n_events, size):
+def test_rebuild_is_the_ring_from_zeros(n_events, size, int8, halves):
     w = random_weights(sides=2)
+    w = in_int8(w)[0] if int8 else w
     layers, d = w["lam"].shape
     token, kind, gap, side = sequence(n_events, 50, 2)
     ring = np.zeros((size, 8), "u1")
@@ -147,10 +196,11 @@ def test_rebuild_is_the_ring_from_zeros(n_events, size):
         ring[c % size, 4:6] = kind[c], gap[c]
         ring[c % size, 6:] = (side[c] * 16).astype("i1").view("u1")
     keep = slice(max(0, n_events - size), n_events)
-    q, state = run(w, token[keep], kind[keep], gap[keep], side[keep])
+    q, state = run(w, token[keep], kind[keep], gap[keep], side[keep], halves=halves)
     got, scratch, last = np.full_like(state, 7), np.zeros(16 * d + 4 * 48, "f4"), np.zeros(d, "f4")
     lm.rebuild(ring.reshape(-1), 8, n_events, w["item"], np.ones(50, "u1"), w["unknown"],
-               *(w[k] for k in WEIGHTS), got, scratch, np.zeros(2, "f4"), last)  # fmt: skip
+               *(w[k] for k in lm.ARRAYS), halves, got, scratch, np.zeros(48, "u1"), np.zeros(2, "f4"),
+               last)  # fmt: skip
     assert got.tobytes() == state.tobytes()
     assert last.tobytes() == (q[-1] if n_events else np.zeros(d, "f4")).tobytes()
 

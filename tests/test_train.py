@@ -18,7 +18,7 @@ from streamai.kernels.tokens import MARKET_TOKENS
 from streamai.model import weights
 from streamai.train import data
 from streamai.train.data import sequences, vocabulary
-from streamai.train.export import check, export
+from streamai.train.export import export
 from streamai.train.fit import Recipe, fit, half_precision, rate_at
 from streamai.train.head import Logged, Norm, fit_head, score_plain
 from streamai.train.loss import cross_entropy
@@ -228,39 +228,6 @@ def test_leave_one_out_counts_ties_against():
     with torch.no_grad():
         model.final_gain.zero_()
     assert leave_one_out(model, sequences(table, vocab), 1, seen=True)["hr@10"] == 0
-
-
-@pytest.mark.parametrize("time", [True, False])
-def test_torch_and_kernel_agree_and_export_reads_back(small, tmp_path, time):
-    _, vocab, seq, model = small
-    if not time:
-        torch.manual_seed(3)
-        model = EventLM(Shape(len(vocab), 16, 2), time=False)
-    path = tmp_path / "w"
-    digest = export(path, model, "clicks", seq, vocabulary=vocab, plan="0" * 16, metrics={"loss": 1.0})
-    back = weights.read(path)
-    assert back.digest == digest and back.vocabulary == vocab and back.header["heads"] == []
-    assert back.header["metrics"]["kernel_difference"] < 1e-4
-    # a model without time ignores the gaps that the sequences carry
-    assert check(model, {k: v.copy() for k, v in back.arrays.items()}, seq) < 1e-4
-
-
-@pytest.mark.parametrize(
-    "name", ["item", "Wg", "cw", "lam", "Wo", "W1", "W2", "final_gain", "kind_emb", "gap_w"]
-)
-def test_export_refuses_when_the_kernel_disagrees(small, tmp_path, name):
-    _, vocab, seq, model = small
-    arrays = model.arrays()
-    arrays[name] = arrays[name] + np.float32(0.02)
-    with pytest.raises(ModelError, match="nothing is exported"):
-        export(tmp_path / "w", model, "clicks", seq, vocabulary=vocab, arrays=arrays)
-    assert not list(tmp_path.iterdir())
-
-
-def test_export_refuses_a_wrong_vocabulary(small, tmp_path):
-    _, vocab, seq, model = small
-    with pytest.raises(ModelError, match="item ids"):
-        export(tmp_path / "w", model, "clicks", seq, vocabulary=vocab[:-1])
 
 
 def test_initial_decays_span_the_time_constants():

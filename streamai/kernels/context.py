@@ -14,8 +14,8 @@ from . import jit
 (
     KEY_CELLS, KEY_F, ITEM_F, PLAN_AT, BOOK_AT, RING_AT, RING, ENTRY, LM_AT, LM_FLOATS, MODE, SIDES, TOP_K,
     CANDIDATES, SCANNED, POPULAR, HIST, SCORED_ITEMS, EXCLUDE_SEEN, HAS_LM, HAS_HEAD, DISORDER, LOG_MAX,
-    HORIZONS,
-) = range(24)  # fmt: skip
+    HORIZONS, HALVES,
+) = range(25)  # fmt: skip
 SHAPE_SIZE = 32
 
 # State.clock: the scalars that move with the stream
@@ -32,7 +32,7 @@ TABLES = (
     "key_derived", "key_derived_p", "key_acc", "key_acc_p", "key_out", "key_out_p",
     "item_derived", "item_derived_p", "item_acc", "item_acc_p", "item_out", "item_out_p",
     "item", "bias", "known", "present", "unknown", "kind_emb", "gap_emb", "Wside", "Wg", "bg", "cw", "cb",
-    "lam", "gap_w", "Wo", "W1", "W2", "final_gain",
+    "lam", "gap_w", "Wo", "W1", "W2", "Wq", "Ws", "Wc", "final_gain",
     "packed", "scale",  # int8 panels of the item table
     "available", "scannable", "price_z",  # scannable: available, and the model was trained on it
     "feat_mean", "feat_inv",
@@ -41,7 +41,7 @@ TABLES = (
 )  # fmt: skip
 
 STATE = (
-    "flat_f8", "rows_f8", "rows_i8", "rows_f4", "rows_u1", "rows_u8",  # views of one slab
+    "flat_f8", "rows_f8", "rows_i8", "rows_f4", "rows_u1", "rows_u2", "rows_u8",  # views of one slab
     "dirty", "dirty_slots", "recent",
     "items_f8", "items_i8", "item_dirty", "item_dirty_list",  # cell 0 of an item's row: newest event time
     "ids", "w", "pop", "fast", "norm", "top_pop", "top_fast",  # counts, see kernels/counts.py
@@ -51,7 +51,7 @@ STATE = (
 )  # fmt: skip
 
 WORK = (
-    "slots", "gaps", "x", "lm", "side", "side_f4", "q", "hist",
+    "slots", "gaps", "x", "lm", "octets", "lm_state", "side", "side_f4", "q", "hist",
     "acc", "touched", "stamp", "age", "exclude",
     "words", "top", "top_s", "best", "best_s", "cand", "cand_s", "z", "found", "user",
     "status", "features", "hidden", "items", "scores",

@@ -13,14 +13,19 @@ For an event with token vector e, kind, gap bucket g and side values, width d, l
 
 rms(x) = x / sqrt(mean(x x) + 1e-6). The form is RG-LRU's (De et al. 2024, arXiv:2402.19427) with the
 time gap in the decay. All float32, every sum in a fixed order. d and m are multiples of 16.
-State of a key, f4[L * 4 * d]: h of every layer (L x d), then the last three v of every layer
-(L x 3 x d, newest first). Zeros = no event yet.
+State of a key, f4[(4 L + 1) d]: h of every layer (L x d), then the last three v of every layer (L x 3 x d,
+newest first), then q. Zeros = no event yet.
+
+A model in 8 bits has the matrices Wg, Wo, W1, W2 of a layer packed one behind the other in Wq i1[L, bytes],
+with steps Ws f4[L, columns] and sums Wc i4[L, columns] (see `quant`); its float matrices are empty, as Wq is
+where they are not. A state in half precision is rounded after every event: what lies in the row is what the
+next event reads.
 """
 
 import numpy as np
 from numba import njit
 
-from . import jit, simd
+from . import half, jit, quant, simd
 from .maths import exp_f4, fma_f4, sigmoid_f4, silu_f4
 
 UNKNOWN = 64
@@ -28,6 +33,11 @@ UNKNOWN = 64
 GAPS = 64
 _f4 = np.float32
 _ZERO, _ONE = _f4(0), _f4(1)
+ARRAYS = (
+    "kind_emb", "gap_emb", "Wside", "Wg", "bg", "cw", "cb", "lam", "gap_w", "Wo", "W1", "W2", "Wq", "Ws",
+    "Wc", "final_gain",
+)  # fmt: skip
+"""The weights that `step`, `rebuild` and `run` take, in this order."""
 _load, _store, _splat, _fma, _add = simd.load, simd.store, simd.splat, simd.fma, simd.add
 
 
@@ -218,18 +228,58 @@ def _mix(p, gap, cw, cb, lam, gap_w, h, conv, y):
 
 
 @njit(**jit)
-def step(e, kind, gap, side, kind_emb, gap_emb, Wside, Wg, bg, cw, cb, lam, gap_w, Wo, W1, W2,
-         final_gain, state, scratch, q_out):  # fmt: skip
+def _product(x, w, k, Wq, at, Ws, Wc, column, m, octets, y):
+    """y = x @ w[k], or by the packed matrix of layer k at byte `at`, its columns from `column` on."""
+    if Wq.shape[0] == 0:
+        matvec(x, w[k], y)
+    else:
+        start, first = k * Wq.shape[1] + at, k * Ws.shape[1] + column
+        quant.matvec(x, octets, Wq, start, m, Wc, Ws, first, y)
+
+
+@njit(**jit)
+def hidden_units(W2, Ws, d):
+    """m of a model with weights W2 f4[L, m, d] or, in 8 bits, columns Ws f4[L, 6 d + 2 m]."""
+    return W2.shape[1] if Ws.shape[0] == 0 else (Ws.shape[1] - 6 * d) // 2
+
+
+@njit(**jit)
+def _layer(x, n, p, y, f, gap, k, m, Wg, bg, cw, cb, lam, gap_w, Wo, W1, W2, Wq, Ws, Wc, state, octets):
+    """x f4[d] through layer k; n f4[d], p f4[4 d], y f4[d], f f4[2 m] are scratch."""
+    d, layers = x.size, bg.shape[0]
+    f0, f1 = f[:m], f[m : 2 * m]
+    rms(x, n)
+    _product(n, Wg, k, Wq, 0, Ws, Wc, 0, 4 * d, octets, p)
+    bias = bg[k]
+    for j in range(4 * d):
+        p[j] += bias[j]
+    at = layers * d + k * 3 * d
+    _mix(p, gap, cw[k], cb[k], lam[k], gap_w[k], state[k * d : (k + 1) * d], state[at : at + 3 * d], y)
+    _product(y, Wo, k, Wq, 4 * d * d, Ws, Wc, 4 * d, d, octets, n)
+    for j in range(d):
+        x[j] += n[j]
+    rms(x, n)
+    _product(n, W1, k, Wq, 5 * d * d, Ws, Wc, 5 * d, 2 * m, octets, f)
+    for j in range(m):
+        f0[j] = silu_f4(f0[j]) * f1[j]
+    _product(f0, W2, k, Wq, 5 * d * d + 2 * d * m, Ws, Wc, 5 * d + 2 * m, d, octets, n)
+    for j in range(d):
+        x[j] += n[j]
+
+
+@njit(**jit)
+def step(e, kind, gap, side, kind_emb, gap_emb, Wside, Wg, bg, cw, cb, lam, gap_w, Wo, W1, W2, Wq, Ws, Wc,
+         final_gain, halves, state, scratch, octets, q_out):  # fmt: skip
     """One event through the LM. Changes state, fills q_out f4[d].
 
     e f4[d] (see `embed`); kind 0..7; gap 0..63 (see `gap_bucket`); side f4[S]; weights as in the module's
-    head, with a leading axis of layers; state f4[L * 4 * d]; scratch f4[>= 16 * d + 4 * m].
+    head, with a leading axis of layers; halves: round state and q to half precision; state f4[(4 L + 1) d];
+    scratch f4[>= 16 * d + 4 * m]; octets u1[>= max(d, m)] is scratch of 8-bit models.
     """
-    d = e.size
-    layers, m = W2.shape[0], W2.shape[1]
+    d, layers = e.size, bg.shape[0]
+    m = hidden_units(W2, Ws, d)
     x, n, p = scratch[:d], scratch[d : 2 * d], scratch[2 * d : 6 * d]
     y, f = scratch[6 * d : 7 * d], scratch[7 * d : 7 * d + 2 * m]
-    f0, f1 = f[:m], f[m : 2 * m]
     kind_row, gap_row = kind_emb[kind], gap_emb[gap]
     for j in range(d):
         x[j] = e[j] + kind_row[j] + gap_row[j]
@@ -239,27 +289,16 @@ def step(e, kind, gap, side, kind_emb, gap_emb, Wside, Wg, bg, cw, cb, lam, gap_
             x[j] = fma_f4(v, row[j], x[j])
     gap_value = _f4(gap) * _f4(1.0 / 16.0)
     for k in range(layers):
-        rms(x, n)
-        matvec(n, Wg[k], p)
-        bias = bg[k]
-        for j in range(4 * d):
-            p[j] += bias[j]
-        at = layers * d + k * 3 * d
-        _mix(p, gap_value, cw[k], cb[k], lam[k], gap_w[k],
-             state[k * d : (k + 1) * d], state[at : at + 3 * d], y)  # fmt: skip
-        matvec(y, Wo[k], n)
-        for j in range(d):
-            x[j] += n[j]
-        rms(x, n)
-        matvec(n, W1[k], f)
-        for j in range(m):
-            f0[j] = silu_f4(f0[j]) * f1[j]
-        matvec(f0, W2[k], n)
-        for j in range(d):
-            x[j] += n[j]
+        _layer(x, n, p, y, f, gap_value, k, m, Wg, bg, cw, cb, lam, gap_w, Wo, W1, W2, Wq, Ws, Wc, state,
+               octets)  # fmt: skip
     rms(x, n)
+    at = 4 * layers * d
     for j in range(d):
-        q_out[j] = n[j] * final_gain[j]
+        state[at + j] = n[j] * final_gain[j]
+    if halves:
+        half.round_all(state)
+    for j in range(d):
+        q_out[j] = state[at + j]
 
 
 @njit(**jit)
@@ -271,7 +310,8 @@ def ring_token(ring, at):
 
 @njit(**jit)
 def rebuild(ring, entry_bytes, n_events, item, known, unknown, kind_emb, gap_emb, Wside, Wg, bg, cw, cb,
-            lam, gap_w, Wo, W1, W2, final_gain, state, scratch, side, q_out):  # fmt: skip
+            lam, gap_w, Wo, W1, W2, Wq, Ws, Wc, final_gain, halves, state, scratch, octets, side,
+            q_out):  # fmt: skip
     """LM state of a key from its ring of events, oldest first, starting at zeros; q_out of the newest.
 
     ring u1[R * entry_bytes]: token i4, kind u1, gap u1, side i1[entry_bytes - 6] (sixteenths); event
@@ -289,13 +329,14 @@ def rebuild(ring, entry_bytes, n_events, item, known, unknown, kind_emb, gap_emb
             side[s] = _f4(np.int8(ring[at + 6 + s])) * _f4(1.0 / 16.0)
         e = embed(ring_token(ring, at), item, known, unknown)
         step(e, ring[at + 4], ring[at + 5], side, kind_emb, gap_emb, Wside, Wg, bg, cw, cb, lam, gap_w,
-             Wo, W1, W2, final_gain, state, scratch, q_out)  # fmt: skip
+             Wo, W1, W2, Wq, Ws, Wc, final_gain, halves, state, scratch, octets, q_out)  # fmt: skip
 
 
 @njit(**jit)
 def run(token, kind, gap, side, item, known, unknown, kind_emb, gap_emb, Wside, Wg, bg, cw, cb, lam, gap_w,
-        Wo, W1, W2, final_gain, state, scratch, q):  # fmt: skip
+        Wo, W1, W2, Wq, Ws, Wc, final_gain, halves, state, scratch, octets, q):  # fmt: skip
     """A whole sequence: token i4[n], kind and gap u1[n], side f4[n, S] -> q f4[n, d]; state moves on."""
     for t in range(token.size):
         step(embed(token[t], item, known, unknown), kind[t], gap[t], side[t], kind_emb, gap_emb, Wside,
-             Wg, bg, cw, cb, lam, gap_w, Wo, W1, W2, final_gain, state, scratch, q[t])  # fmt: skip
+             Wg, bg, cw, cb, lam, gap_w, Wo, W1, W2, Wq, Ws, Wc, final_gain, halves, state, scratch, octets,
+             q[t])  # fmt: skip

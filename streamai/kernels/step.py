@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 
 from . import context as c
-from . import counts, jit, lm
+from . import counts, half, jit, lm
 from .recommend import recommend
 from .signal import signal
 from .take import SCORED, push, take
@@ -61,6 +61,16 @@ def _count(T, S, W, row, slot):
 
 
 @njit(**jit)
+def _state_of(T, S, W, slot):
+    """The row's LM state as floats: the row itself, or W.lm_state where it is kept in halves."""
+    at, n = T.shape[c.LM_AT], T.shape[c.LM_FLOATS]
+    if T.shape[c.HALVES] == 0:
+        return S.rows_f4[slot, at : at + n]
+    half.widen_all(S.rows_u2[slot, 2 * at : 2 * at + n], W.lm_state)
+    return W.lm_state
+
+
+@njit(**jit)
 def _rebuild(T, S, W, slot, state):
     """LM state of a row that another model made: anew, from its ring."""
     shape = T.shape
@@ -68,7 +78,8 @@ def _rebuild(T, S, W, slot, state):
     lm.rebuild(
         S.rows_u1[slot, at : at + shape[c.RING] * shape[c.ENTRY]], shape[c.ENTRY], S.rows_i8[slot, 1], T.item,
         T.present, T.unknown, T.kind_emb, T.gap_emb, T.Wside, T.Wg, T.bg, T.cw, T.cb, T.lam, T.gap_w, T.Wo,
-        T.W1, T.W2, T.final_gain, state, W.lm, W.side_f4[: T.Wside.shape[0]], W.q,
+        T.W1, T.W2, T.Wq, T.Ws, T.Wc, T.final_gain, shape[c.HALVES] != 0, state, W.lm, W.octets,
+        W.side_f4[: T.Wside.shape[0]], W.q,
     )  # fmt: skip
     S.rows_u8[slot, 2] = S.digest[0]
 
@@ -76,7 +87,7 @@ def _rebuild(T, S, W, slot, state):
 @njit(**jit)
 def _read(T, S, W, slot, token, kind, gap):
     """The event through the LM: state in the row, output in W.q."""
-    state = S.rows_f4[slot, T.shape[c.LM_AT] : T.shape[c.LM_AT] + T.shape[c.LM_FLOATS]]
+    state = _state_of(T, S, W, slot)
     if S.rows_u8[slot, 2] != S.digest[0]:
         _rebuild(T, S, W, slot, state)
     used = T.Wside.shape[0]
@@ -85,8 +96,11 @@ def _read(T, S, W, slot, token, kind, gap):
     lm.step(
         lm.embed(token, T.item, T.present, T.unknown), kind & 7, gap, W.side_f4[:used],
         T.kind_emb, T.gap_emb, T.Wside, T.Wg, T.bg, T.cw, T.cb, T.lam, T.gap_w, T.Wo, T.W1, T.W2,
-        T.final_gain, state, W.lm, W.q,
+        T.Wq, T.Ws, T.Wc, T.final_gain, T.shape[c.HALVES] != 0, state, W.lm, W.octets, W.q,
     )  # fmt: skip
+    if T.shape[c.HALVES] != 0:
+        at = 2 * T.shape[c.LM_AT]
+        half.narrow_all(state, S.rows_u2[slot, at : at + state.size])
 
 
 @njit(**jit)

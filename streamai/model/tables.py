@@ -14,11 +14,11 @@ from streamai.errors import ModelError
 from streamai.events import MARKET
 from streamai.flow import Flow
 from streamai.kernels import context as c
-from streamai.kernels import rank
+from streamai.kernels import lm, quant, rank
 from streamai.kernels.lm import UNKNOWN, matvec
 from streamai.kernels.maths import ordered_dot
 from streamai.layout import BOOK_CELLS, HEADER_CELLS, Layout
-from streamai.model.weights import Weights, number, shaped
+from streamai.model.weights import Weights, number
 from streamai.plan import Plan
 
 SCANNED = 64
@@ -27,11 +27,12 @@ POPULAR = 24
 """Recently popular items among the candidates."""
 BLOCK = 16
 
-LM = ("unknown", "kind_emb", "gap_emb", "Wside", "Wg", "bg", "cw", "cb", "lam", "gap_w", "Wo", "W1", "W2",
-      "final_gain")  # fmt: skip
+LM = ("unknown", *lm.ARRAYS)
+MATRICES = ("Wg", "Wo", "W1", "W2")
 HEAD = ("head_mean", "head_inv", "head_w", "head_b", "head_Wz", "head_W2", "head_bu", "head_Wu")
 SIGNAL = ("sig_W1", "sig_b1", "sig_W2", "sig_b2", "sig_temp")
 _RANKS = {
+    "Wq": 2, "Ws": 2, "Wc": 2,
     "item": 2, "unknown": 2, "kind_emb": 2, "gap_emb": 2, "Wside": 2, "Wg": 3, "bg": 2, "cw": 3, "cb": 2,
     "lam": 2, "gap_w": 2, "Wo": 3, "W1": 3, "W2": 3, "head_Wz": 2, "head_Wu": 2, "sig_W1": 2, "sig_W2": 2,
 }  # fmt: skip
@@ -47,10 +48,11 @@ def mode_of(flow: Flow, weights: Weights | None) -> int:
 def layout_of(flow: Flow, plan: Plan, weights: Weights | None) -> Layout:
     """Where things lie in a row of this flow."""
     market = mode_of(flow, weights) == c.MARKET
-    floats = 0
+    floats, halves = 0, False
     if weights is not None:
-        floats = 4 * number(weights, "d", 16, 1024) * number(weights, "layers", 1, 64)
-    return Layout(plan.cells, flow.ring, 16 if market else 8, floats)
+        floats = number(weights, "d", 16, 1024) * (4 * number(weights, "layers", 1, 64) + 1)
+        halves = weights.halves
+    return Layout(plan.cells, flow.ring, 16 if market else 8, floats, halves)
 
 
 def check(flow: Flow, weights: Weights, plan: str) -> None:
@@ -91,18 +93,34 @@ def _check_market(flow: Flow, weights: Weights) -> None:
         )
 
 
-def _lm(weights: Weights | None) -> dict[str, np.ndarray]:
+def lm_arrays(weights: Weights | None) -> dict[str, np.ndarray]:
+    """`item`, `bias` and everything in LM; empty without a model. weights.read has checked the shapes."""
+    out = {n: np.zeros((0,) * _RANKS.get(n, 1), "f4") for n in ("item", "bias", *LM)}
+    out["Wq"], out["Wc"] = np.zeros((0, 0), "i1"), np.zeros((0, 0), "i4")
     if weights is None:
-        return {n: np.zeros((0,) * _RANKS.get(n, 1), "f4") for n in ("item", "bias", *LM)}
-    d, layers = number(weights, "d", 16, 1024), number(weights, "layers", 1, 64)
-    m = shaped(weights, "W2", layers, None, d).shape[1]
-    shapes = {
-        "item": (None, d), "bias": (None,), "unknown": (64, d), "kind_emb": (8, d), "gap_emb": (64, d),
-        "Wside": (None, d), "Wg": (layers, d, 4 * d), "bg": (layers, 4 * d), "cw": (layers, 4, d),
-        "cb": (layers, d), "lam": (layers, d), "gap_w": (layers, d), "Wo": (layers, d, d),
-        "W1": (layers, d, 2 * m), "W2": (layers, m, d), "final_gain": (d,),
-    }  # fmt: skip
-    return {n: np.ascontiguousarray(shaped(weights, n, *s), "f4") for n, s in shapes.items()}
+        return out
+    given = {n: weights.arrays[n] for n in ("bias", *LM) if n in weights.arrays}
+    out |= {n: np.ascontiguousarray(a, "f4") for n, a in given.items()}
+    out["item"] = weights.items()
+    if weights.int8:
+        out |= packed_matrices(weights)
+    return out
+
+
+def packed_matrices(weights: Weights) -> dict[str, np.ndarray]:
+    """Wq, Ws, Wc of an int8 model (see `kernels.lm` and `kernels.quant`)."""
+    matrices = [weights.arrays[f"{n}_q"] for n in MATRICES]
+    layers = len(matrices[0])
+    Wq = np.zeros((layers, sum(a[0].size for a in matrices)), "i1")
+    Wc = np.zeros((layers, sum(a.shape[2] for a in matrices)), "i4")
+    for k in range(layers):
+        at = column = 0
+        for a in matrices:
+            n, m = a.shape[1:]
+            quant.pack(np.ascontiguousarray(a[k]), Wq[k, at : at + n * m], Wc[k, column : column + m])
+            at, column = at + n * m, column + m
+    Ws = np.concatenate([weights.arrays[f"{n}_s"] for n in MATRICES], 1)
+    return {"Wq": Wq, "Ws": np.ascontiguousarray(Ws, "f4"), "Wc": Wc}
 
 
 def _in_catalogue_order(arrays: dict, weights: Weights, catalogue: Catalogue) -> np.ndarray:
@@ -177,7 +195,7 @@ def arrays_of(flow: Flow, plan: Plan, item_plan: Plan, catalogue, weights: Weigh
         for part in ("derived", "acc", "out"):
             arrays[f"{prefix}_{part}"] = getattr(p, part)
             arrays[f"{prefix}_{part}_p"] = getattr(p, f"{part}_p")
-    arrays |= _lm(weights) | _heads(weights)
+    arrays |= lm_arrays(weights) | _heads(weights)
     if weights is not None and catalogue is not None:
         known = _in_catalogue_order(arrays, weights, catalogue)
     elif weights is not None:
@@ -208,7 +226,8 @@ def shape_of(
         c.KEY_CELLS: plan.cells, c.KEY_F: len(plan.names), c.ITEM_F: len(item_plan.names),
         c.PLAN_AT: layout.plan_at, c.BOOK_AT: HEADER_CELLS, c.RING_AT: 8 * layout.ring_at,
         c.RING: layout.ring, c.ENTRY: layout.entry_bytes,
-        c.LM_AT: 2 * layout.lm_at, c.LM_FLOATS: layout.lm_floats, c.MODE: mode_of(flow, weights),
+        c.LM_AT: 2 * layout.lm_at, c.LM_FLOATS: layout.lm_floats, c.HALVES: int(layout.halves),
+        c.MODE: mode_of(flow, weights),
         c.SIDES: 8 if market else 0, c.TOP_K: flow.top_k, c.CANDIDATES: flow.candidates, c.SCANNED: SCANNED,
         c.POPULAR: POPULAR, c.HIST: flow.counts.window, c.SCORED_ITEMS: flow.counts.scored,
         c.EXCLUDE_SEEN: int(flow.exclude_seen), c.HAS_LM: int(weights is not None),

@@ -14,6 +14,11 @@ final_gain[d]; features feat_mean[F] feat_inv[F]; ranking head, see `kernels/ran
 head_inv[8] head_w[8] head_b[1] head_Wz[8, Hd] head_W2[Hd] head_bu[Hd] head_Wu[d + F, Hd]; signal head of
 H horizons: sig_W1[d + F (+ S), Hd] sig_b1[Hd] sig_W2[Hd, 3H] sig_b2[3H] sig_temp[H];
 text of items (T numbers each): text_P[T, d] text_p[T + 1] text_pca[T, 32].
+
+Header "int8": true = each of Wg, Wo, W1, W2 is there as Wg_q i1[L, in, out] with a step a column Wg_s
+f4[L, out], and item as item_q i1[V, d] with a step a row item_s f4[V]: a weight is q * s. Header "rank": r =
+item is the product of item_u f4[V, r] (or item_u_q, item_u_s) and item_p f4[r, d]. Header "state": "f2" =
+the LM state of a row is kept in half precision.
 """
 
 from __future__ import annotations
@@ -31,7 +36,9 @@ import numpy as np
 
 from streamai.errors import ModelError
 
-MAGIC, VERSION = b"STREAMAI", 1
+MAGIC, VERSION = b"STREAMAI", 2
+READS = (1, 2)
+"""Version 1 has no int8, rank or state."""
 KINDS = ("clicks", "market")
 _START = struct.Struct("<8sIQ")
 _ALIGN = 64
@@ -68,6 +75,37 @@ class Weights:
     @property
     def vocabulary(self) -> list[str]:
         return self.header["vocabulary"]
+
+    @property
+    def int8(self) -> bool:
+        """Whether matrices and item table are in 8 bits."""
+        return bool(self.header.get("int8", False))
+
+    @property
+    def halves(self) -> bool:
+        """Whether the LM state of a row is in half precision."""
+        return self.header.get("state", "f4") == "f2"
+
+    def matrix(self, name: str) -> np.ndarray:
+        """One of Wg, Wo, W1, W2 as f4[L, in, out], whatever form it is stored in."""
+        if not self.int8:
+            return self.arrays[name]
+        return self.arrays[f"{name}_q"] * self.arrays[f"{name}_s"][:, None, :]
+
+    def items(self) -> np.ndarray:
+        """The item table f4[V, d], whatever form it is stored in. Always the same bits."""
+        rank = self.header.get("rank", 0)
+        name = "item_u" if rank else "item"
+        if self.int8:
+            rows = self.arrays[f"{name}_q"] * self.arrays[f"{name}_s"][:, None]
+        else:
+            rows = self.arrays[name]
+        if not rank:
+            return rows
+        out = np.zeros((len(rows), self.header["d"]), np.float32)
+        for k in range(rank):  # one rounding a term, in the order of k
+            out += rows[:, k : k + 1] * self.arrays["item_p"][k]
+        return out
 
 
 def _aligned(n: int) -> int:
@@ -145,8 +183,8 @@ def _header(path: Path, data: np.ndarray) -> tuple[dict, int]:
     magic, version, size = _START.unpack(data[: _START.size].tobytes())
     if magic != MAGIC:
         raise ModelError(f"{path}: begins with {magic!r}; a model file begins with {MAGIC!r}")
-    if version != VERSION:
-        raise ModelError(f"{path}: format version {version}; this streamai reads {VERSION}; export it again")
+    if version not in READS:
+        raise ModelError(f"{path}: format version {version}; this streamai reads {READS}; export it again")
     if size > min(len(data) - _START.size, _HEADER_BYTES_MAX):
         raise ModelError(f"{path}: header of {size} bytes in a file of {len(data)}; it is damaged")
     try:
@@ -193,16 +231,16 @@ def _vocabulary(path: Path, raw: np.ndarray | None, at: np.ndarray | None) -> li
         raise ModelError(f"{path}: the vocabulary is not UTF-8 ({e}); the file is damaged") from e
 
 
-def shaped(weights: Weights, name: str, *shape: int | None) -> np.ndarray:
-    """An f4 array of the file with this shape (None = any size); ModelError when it is not so."""
+def shaped(weights: Weights, name: str, *shape: int | None, dtype: str = "f4") -> np.ndarray:
+    """An array of the file with this shape (None = any size); ModelError when it is not so."""
     a = weights.arrays.get(name)
-    wanted = ", ".join("any" if n is None else str(n) for n in shape)
+    wanted = f"{dtype}[{', '.join('any' if n is None else str(n) for n in shape)}]"
     if a is None:
         known = ", ".join(sorted(weights.arrays))
-        raise ModelError(f"{weights.path}: no array {name}, f4[{wanted}]; it has {known}")
+        raise ModelError(f"{weights.path}: no array {name}, {wanted}; it has {known}")
     fits = a.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, a.shape))
-    if a.dtype != np.float32 or not fits:
-        raise ModelError(f"{weights.path}: array {name} is {a.dtype}{list(a.shape)}; expected f4[{wanted}]")
+    if a.dtype != np.dtype(dtype) or not fits:
+        raise ModelError(f"{weights.path}: array {name} is {a.dtype}{list(a.shape)}; expected {wanted}")
     return a
 
 
@@ -221,15 +259,21 @@ def _check_lm(weights: Weights) -> None:
     sides = number(weights, "side", 0, SIDES[weights.kind], default=0)
     if d % LANES or m % LANES:
         raise ModelError(f"{weights.path}: d is {d} and mlp {m}; the kernels need multiples of {LANES}")
+    _check_flags(weights)
     shapes = {
-        "item": (None, d), "unknown": (64, d), "kind_emb": (8, d), "gap_emb": (64, d), "Wside": (sides, d),
-        "Wg": (layers, d, 4 * d), "bg": (layers, 4 * d), "cw": (layers, 4, d), "cb": (layers, d),
-        "lam": (layers, d), "gap_w": (layers, d), "Wo": (layers, d, d), "W1": (layers, d, 2 * m),
-        "W2": (layers, m, d), "final_gain": (d,),
+        "unknown": (64, d), "kind_emb": (8, d), "gap_emb": (64, d), "Wside": (sides, d),
+        "bg": (layers, 4 * d), "cw": (layers, 4, d), "cb": (layers, d),
+        "lam": (layers, d), "gap_w": (layers, d), "final_gain": (d,),
     }  # fmt: skip
     for name, shape in shapes.items():
         shaped(weights, name, *shape)
-    rows = len(shaped(weights, "item", None, d))
+    for name, (n, columns) in {"Wg": (d, 4 * d), "Wo": (d, d), "W1": (d, 2 * m), "W2": (m, d)}.items():
+        if weights.int8:
+            shaped(weights, f"{name}_q", layers, n, columns, dtype="i1")
+            _steps(weights, f"{name}_s", layers, columns)
+        else:
+            shaped(weights, name, layers, n, columns)
+    rows = _check_item(weights, d)
     shaped(weights, "bias", rows)
     ids = len(weights.vocabulary)
     if not rows or (weights.kind == "clicks" and ids != rows):
@@ -237,6 +281,33 @@ def _check_lm(weights: Weights) -> None:
     for name in ("lam", "gap_w"):
         if (weights.arrays[name] < 0).any():
             raise ModelError(f"{weights.path}: {name} holds a negative value; a decay would grow")
+
+
+def _check_flags(weights: Weights) -> None:
+    """What a kernel branches on, and only what it knows."""
+    header, path = weights.header, weights.path
+    if not isinstance(header.get("int8", False), bool):
+        raise ModelError(f"{path}: header int8 is {header['int8']!r}; expected true or false")
+    if header.get("state", "f4") not in ("f4", "f2"):
+        raise ModelError(f"{path}: header state is {header['state']!r}; expected 'f4' or 'f2'")
+
+
+def _check_item(weights: Weights, d: int) -> int:
+    """Rows of the item table, in whichever of its four forms."""
+    rank = number(weights, "rank", 0, d, default=0)
+    name, width = ("item_u", rank) if rank else ("item", d)
+    if rank:
+        shaped(weights, "item_p", rank, d)
+    if not weights.int8:
+        return len(shaped(weights, name, None, width))
+    rows = len(shaped(weights, f"{name}_q", None, width, dtype="i1"))
+    _steps(weights, f"{name}_s", rows)
+    return rows
+
+
+def _steps(weights: Weights, name: str, *shape: int) -> None:
+    if (shaped(weights, name, *shape) < 0).any():
+        raise ModelError(f"{weights.path}: {name} holds a negative step; the file is damaged")
 
 
 def _check_features(weights: Weights) -> int:
@@ -295,8 +366,11 @@ def _padded(a: np.ndarray, axis: int) -> np.ndarray:
     return np.pad(a, [(0, short if i == axis else 0) for i in range(a.ndim)])
 
 
-def check_agreement(name: str, got: Sequence[np.ndarray], wanted: Sequence[np.ndarray], tol: float) -> float:
-    """Greatest |got - wanted| / (1 + |wanted|) over pairs of arrays; ModelError above tol."""
+def check_agreement(
+    name: str, got: Sequence[np.ndarray], wanted: Sequence[np.ndarray], tol: float, mean: bool = False
+) -> float:
+    """Greatest |got - wanted| / (1 + |wanted|) over pairs of arrays, or greatest mean of a pair; ModelError
+    above tol."""
     worst = 0.0
     for a, b in zip(got, wanted, strict=True):
         b = np.asarray(b, np.float64)
@@ -304,7 +378,8 @@ def check_agreement(name: str, got: Sequence[np.ndarray], wanted: Sequence[np.nd
             raise ModelError(f"{name}: the kernel gives {a.shape}, torch {b.shape}")
         if a.size:
             apart = np.abs(a - b) / (1 + np.abs(b))
-            worst = max(worst, float(np.max(np.where(np.isfinite(apart), apart, np.inf))))
+            apart = np.where(np.isfinite(apart), apart, np.inf)
+            worst = max(worst, float(apart.mean() if mean else apart.max()))
     if not worst <= tol:
         raise ModelError(
             f"{name}: torch and kernel differ by {worst:.2g}, allowed is {tol:g}; nothing is exported. "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from streamai.kernels import context as c
+from streamai.kernels import lm
 from streamai.plan import Plan
 
 
@@ -17,7 +18,7 @@ def of_state(slab, counts, catalogue, item_plan: Plan, digest: int) -> dict[str,
     return {
         "flat_f8": slab.view("f8").reshape(-1), "rows_f8": slab.view("f8"),
         "rows_i8": slab.view("i8"), "rows_f4": slab.view("f4"),
-        "rows_u1": slab.rows, "rows_u8": slab.view("u8"),
+        "rows_u1": slab.rows, "rows_u2": slab.view("u2"), "rows_u8": slab.view("u8"),
         "dirty": slab.dirty, "dirty_slots": slab.dirty_slots, "recent": slab.recent,
         "items_f8": items, "items_i8": items.view("i8"),
         "item_dirty": np.zeros(n, "u1"), "item_dirty_list": np.zeros(n, "i4"),
@@ -38,13 +39,15 @@ def of_work(
     features = len(plan.names) + len(item_plan.names)
     candidates = int(shape[c.CANDIDATES])
     hidden = max(len(tables["head_bu"]), len(tables["sig_b1"]))
-    m = tables["W2"].shape[1] if d else 0
+    m = int(lm.hidden_units(tables["W2"], tables["Ws"], d)) if d else 0
     recommends = shape[c.MODE] == c.CLICKS
     pool = 16 + 4 * int(shape[c.SCANNED])
     return {
         "slots": np.zeros(batch_max, "i4"), "gaps": np.zeros(batch_max, "i4"),
         "x": np.zeros(max(plan.scratch, item_plan.scratch, 1), "f8"),
-        "lm": np.zeros(16 * d + 4 * m, "f4"), "side": np.zeros(8, "i1"), "side_f4": np.zeros(8, "f4"),
+        "lm": np.zeros(16 * d + 4 * m, "f4"), "octets": np.zeros(max(d, m), "u1"),
+        "lm_state": np.zeros(int(shape[c.LM_FLOATS]), "f4"),
+        "side": np.zeros(8, "i1"), "side_f4": np.zeros(8, "f4"),
         "q": np.zeros(d, "f4"),
         "hist": np.zeros(max(int(shape[c.RING]), int(shape[c.HIST]), 1), "i4"),
         "acc": np.zeros(n, "f4"), "touched": np.zeros(linked, "i4"), "stamp": np.zeros(n, "i8"),

@@ -10,17 +10,15 @@ import torch
 from streamai.errors import ModelError
 from streamai.kernels import lm
 from streamai.model import weights
+from streamai.model.tables import lm_arrays
 from streamai.train.data import Sequences, batch
 from streamai.train.model import EventLM
 
 TOLERANCE = 1e-4
-"""Greatest |kernel - torch| / (1 + |torch|) of an LM output with which a model is still written."""
-
-STEP_ARRAYS = (
-    "item", "known", "unknown", "kind_emb", "gap_emb", "Wside", "Wg", "bg", "cw", "cb", "lam", "gap_w",
-    "Wo", "W1", "W2", "final_gain",
-)  # fmt: skip
-"""Arguments of `kernels.lm.run` that are weights, in its order."""
+"""Greatest |kernel - torch| / (1 + |torch|) of an LM output with which a float model is still written."""
+TOLERANCE_ROUNDED = 0.01
+"""The same of the mean, for a model in 8 bits or with a state in halves: where a number lies in the middle of
+two steps, torch and kernel may round it to either side, and go on from there."""
 
 
 def held_out_part(seq: Sequences, positions: int) -> tuple[np.ndarray, np.ndarray]:
@@ -33,34 +31,43 @@ def held_out_part(seq: Sequences, positions: int) -> tuple[np.ndarray, np.ndarra
     return seq.start[order[:n]], length[order[:n]]
 
 
-def check(model: EventLM, arrays: dict[str, np.ndarray], held_out: Sequences, positions: int = 1000) -> float:
-    """Greatest difference between torch's and the kernel's outputs, from the arrays that would be written.
+def served(file: weights.Weights, seq: Sequences, first: np.ndarray, length: np.ndarray) -> list[np.ndarray]:
+    """LM outputs f4[length, d] of the served kernel after each event of the given stretches of `seq`."""
+    given, rows = lm_arrays(file), len(file.arrays["bias"])
+    d, layers = file.header["d"], file.header["layers"]
+    m = file.header["mlp"]
+    scratch, octets = np.zeros(16 * d + 4 * m, np.float32), np.zeros(max(d, m), np.uint8)
+    known, out = np.ones(rows, np.uint8), []
+    for at, n in zip(first, length):
+        token = seq.token[at : at + n]
+        # a ring keeps an unknown token k as -1 - k
+        token = np.where(token < rows, token, rows - 1 - token).astype(np.int32)
+        kind, gap = (getattr(seq, name)[at : at + n].astype(np.uint8) for name in ("kind", "gap"))
+        side = np.ascontiguousarray(seq.side[at : at + n], np.float32)
+        state, q = np.zeros((4 * layers + 1) * d, np.float32), np.zeros((int(n), d), np.float32)
+        lm.run(token, kind, gap, side, given["item"], known, given["unknown"],
+               *(given[name] for name in lm.ARRAYS), file.halves, state, scratch, octets, q)  # fmt: skip
+        out.append(q)
+    return out
 
-    ModelError above TOLERANCE, or with fewer than two events to compare on.
+
+def check(model: EventLM, file: weights.Weights, held_out: Sequences, positions: int = 1000) -> float:
+    """Difference between torch's and the kernel's outputs, from the file as it would be served.
+
+    ModelError above what is allowed, or with fewer than two events to compare on.
     """
     if not held_out.events:
         raise ModelError("export: no held-out events to compare torch and kernel on; give later events")
-    shape = model.shape
     first, length = held_out_part(held_out, positions)
-    b = batch(held_out, first, length, shape.vocabulary)
+    b = batch(held_out, first, length, model.shape.vocabulary)
     model.eval()
     with torch.no_grad():
         q = model(b.token, b.kind, b.gap, b.side).numpy()
-    given = arrays | {"known": np.ones(shape.vocabulary, np.uint8)}
-    scratch = np.zeros(16 * shape.d + 4 * shape.mlp, np.float32)
-    got, wanted = [], []
-    for i, (at, n) in enumerate(zip(first, length)):
-        token = held_out.token[at : at + n]
-        # a ring keeps an unknown token k as -1 - k
-        token = np.where(token < shape.vocabulary, token, shape.vocabulary - 1 - token).astype(np.int32)
-        kind, gap = (getattr(held_out, name)[at : at + n].astype(np.uint8) for name in ("kind", "gap"))
-        side = np.ascontiguousarray(held_out.side[at : at + n], np.float32)
-        state = np.zeros(shape.layers * 4 * shape.d, np.float32)
-        out = np.zeros((int(n), shape.d), np.float32)
-        lm.run(token, kind, gap, side, *(given[name] for name in STEP_ARRAYS), state, scratch, out)
-        got.append(out)
-        wanted.append(q[i, :n])
-    return weights.check_agreement("LM output on held-out events", got, wanted, TOLERANCE)
+    wanted = [q[i, :n] for i, n in enumerate(length)]
+    got = served(file, held_out, first, length)
+    rounded = file.int8 or file.halves
+    tolerance = TOLERANCE_ROUNDED if rounded else TOLERANCE
+    return weights.check_agreement("LM output on held-out events", got, wanted, tolerance, mean=rounded)
 
 
 def export(
@@ -87,7 +94,6 @@ def export(
         rows = model.shape.vocabulary
         raise ModelError(f"export: {len(vocabulary)} item ids for {rows} rows of the item table")
     arrays = model.arrays() if arrays is None else arrays
-    worst = check(model, arrays, held_out)
     heads = []
     if head:
         heads = ["signal"] if "sig_W1" in head else ["ranking"]
@@ -101,7 +107,16 @@ def export(
         "heads": heads,
         "horizons": list(horizons),
         "plan": plan,
-        "metrics": (metrics or {}) | {"kernel_difference": worst},
         "vocabulary": vocabulary,
+        **model.flags(),
     }
-    return weights.write(path, header, arrays | (head or {}) | (text or {}))
+    parts = arrays | (head or {}) | (text or {})
+    path = Path(path)
+    draft = path.with_name(path.name + ".unchecked")
+    try:
+        weights.write(draft, header, parts)
+        worst = check(model, weights.read(draft), held_out)
+    finally:
+        draft.unlink(missing_ok=True)
+    header["metrics"] = (metrics or {}) | {"kernel_difference": worst}
+    return weights.write(path, header, parts)

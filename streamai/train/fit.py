@@ -67,7 +67,7 @@ def step_loss(model, b: Batch, recipe: Recipe, rng: torch.Generator) -> torch.Te
         token = torch.where(swap, other, token)
     q = model(token, b.kind, b.gap, b.side)
     q = q.reshape(-1, model.shape.d)[b.at]
-    return cross_entropy(q, model.item, model.bias, b.target, half=model.half)
+    return cross_entropy(q, model.items(), model.bias, b.target, half=model.half)
 
 
 def fit(

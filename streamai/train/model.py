@@ -44,9 +44,21 @@ def rms(x: torch.Tensor) -> torch.Tensor:
     return F.rms_norm(x, (x.shape[-1],), eps=EPS)
 
 
-def product(x: torch.Tensor, w: torch.Tensor, half: bool) -> torch.Tensor:
-    """x @ w in float32, or with both rounded to bfloat16 first: the processor's fast path."""
+def product(x: torch.Tensor, w: torch.Tensor, half: bool, int8: bool = False) -> torch.Tensor:
+    """x @ w in float32, or with both rounded to bfloat16 first: the processor's fast path.
+
+    int8: both are first rounded to 8 bits as `kernels/quant.py` does it, a vector and a column at a time.
+    """
+    if int8:
+        x, w = in_steps(x, -1), in_steps(w, 0)
     return (x.bfloat16() @ w.bfloat16()).float() if half else x @ w
+
+
+def in_steps(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """x in steps of its greatest / 127 along `dim`; the gradient is that of x itself (straight through)."""
+    step = x.detach().abs().amax(dim, keepdim=True) / 127
+    scale = torch.where(step > 1e-30, 1 / step, torch.zeros_like(step))
+    return x + ((x.detach() * scale).round() * step - x.detach())
 
 
 class Layer(nn.Module):
@@ -75,9 +87,11 @@ class Layer(nn.Module):
     def gap_w(self) -> torch.Tensor:
         return F.softplus(self.raw_gap)
 
-    def forward(self, x: torch.Tensor, gap: torch.Tensor | None, half: bool = False) -> torch.Tensor:
-        """x f4[B, T, d]; gap f4[B, T, 1] (bucket / 16) or None for no time; half: see `product`."""
-        r, i, v, o = (product(rms(x), self.Wg, half) + self.bg).split(self.d, -1)
+    def forward(
+        self, x: torch.Tensor, gap: torch.Tensor | None, half: bool = False, int8: bool = False
+    ) -> torch.Tensor:
+        """x f4[B, T, d]; gap f4[B, T, 1] (bucket / 16) or None for no time; half, int8: see `product`."""
+        r, i, v, o = (product(rms(x), self.Wg, half, int8) + self.bg).split(self.d, -1)
         u = self.cw[0] * v + self.cb
         for k in range(1, TAPS):
             u = u + self.cw[k] * F.pad(v[:, :-k], (0, 0, k, 0))
@@ -88,9 +102,9 @@ class Layer(nn.Module):
         # the floor keeps the square root's gradient finite where nothing decays
         b = torch.sqrt(torch.clamp(1 - a * a, min=EPS)) * (torch.sigmoid(i) * u)
         y = recurrence(a, b) * F.silu(o)
-        x = x + F.dropout(product(y, self.Wo, half), self.dropout, self.training)
-        f, g = product(rms(x), self.W1, half).split(self.m, -1)
-        return x + F.dropout(product(F.silu(f) * g, self.W2, half), self.dropout, self.training)
+        x = x + F.dropout(product(y, self.Wo, half, int8), self.dropout, self.training)
+        f, g = product(rms(x), self.W1, half, int8).split(self.m, -1)
+        return x + F.dropout(product(F.silu(f) * g, self.W2, half, int8), self.dropout, self.training)
 
 
 class EventLM(nn.Module):
@@ -100,6 +114,8 @@ class EventLM(nn.Module):
         super().__init__()
         self.shape, self.dropout, self.time = shape, dropout, time
         self.half = False  # matrix products of training in bfloat16
+        self.int8 = False  # matrices, their inputs and the item table in 8 bits, as they are served
+        self.halves = False  # the state of a row is kept in half precision
         V, d = shape.vocabulary, shape.d
         self.item = nn.Parameter(torch.randn(V, d) / math.sqrt(d))
         self.bias = nn.Parameter(torch.zeros(V))
@@ -112,7 +128,7 @@ class EventLM(nn.Module):
 
     def forward(self, token, kind, gap, side=None) -> torch.Tensor:
         """q f4[B, T, d] after each event. token, kind, gap i8[B, T]; side f4[B, T, S] or None."""
-        x = F.embedding(token, torch.cat([self.item, self.unknown]))
+        x = F.embedding(token, torch.cat([self.items(), self.unknown]))
         x = x + F.embedding(kind, self.kind_emb)
         value = None
         if self.time:
@@ -123,17 +139,26 @@ class EventLM(nn.Module):
         x = F.dropout(x, self.dropout, self.training)
         half = self.half and self.training
         for block in self.blocks:
-            x = block(x, value, half)
+            x = block(x, value, half, self.int8)
         return rms(x) * self.final_gain
+
+    def items(self) -> torch.Tensor:
+        """The item table f4[V, d] as it is served."""
+        return in_steps(self.item, 1) if self.int8 else self.item
+
+    def flags(self) -> dict:
+        """What a weights file says of the form of its arrays."""
+        return ({"int8": True} if self.int8 else {}) | ({"state": "f2"} if self.halves else {})
 
     @classmethod
     def of(cls, file: Weights, dropout: float = 0.1) -> EventLM:
         """The LM of a weights file, to train on or to fit another head to."""
         h = file.header
-        rows = len(file.arrays["item"])
+        rows = len(file.arrays["bias"])
         shape = Shape(rows, h["d"], h["layers"], h["mlp"], h["side"])
         model = cls(shape, dropout, h["time"])
-        given = {n: torch.from_numpy(np.array(a)) for n, a in file.arrays.items() if a.dtype == np.float32}
+        arrays = file.arrays | {"item": file.items()} | {n: file.matrix(n) for n in ("Wg", "Wo", "W1", "W2")}
+        given = {n: torch.from_numpy(np.array(a)) for n, a in arrays.items() if a.dtype == np.float32}
         with torch.no_grad():
             for name, p in model.named_parameters():
                 block, bare = name.split(".")[1:] if "." in name else (0, name)
@@ -161,7 +186,18 @@ class EventLM(nn.Module):
             if not self.time:
                 for name in ("gap_emb", "gap_w"):
                     out[name] = torch.zeros_like(out[name])
-            return {n: np.array(v.numpy(), np.float32, order="C") for n, v in out.items()}
+            plain = {n: np.array(v.numpy(), np.float32, order="C") for n, v in out.items()}
+        if self.int8:
+            for name, axis in (("Wg", 1), ("Wo", 1), ("W1", 1), ("W2", 1), ("item", 1)):
+                plain[f"{name}_q"], plain[f"{name}_s"] = in_int8(plain.pop(name), axis)
+        return plain
+
+
+def in_int8(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Whole numbers i1 and steps f4 (without `axis`) of x, in steps of its greatest / 127 along `axis`."""
+    step = np.abs(x).max(axis) / np.float32(127)
+    scale = np.where(step > 1e-30, np.float32(1) / np.maximum(step, np.float32(1e-30)), 0).astype(np.float32)
+    return np.rint(x * np.expand_dims(scale, axis)).astype(np.int8), step
 
 
 def groups(model: nn.Module, weight_decay: float) -> list[dict]:

@@ -56,7 +56,7 @@ def _ranks(model, seq: Sequences, first: np.ndarray, length: np.ndarray, seen: b
         near = batch(seq, first + length - kept, kept, V)
     q = model(near.token, near.kind, near.gap, near.side)
     q = q[torch.arange(len(keys)), near.length - 1]
-    scores = q @ model.item.t() + model.bias
+    scores = q @ model.items().t() + model.bias
     if not seen:
         mask = torch.zeros(len(keys), V + 64, dtype=torch.bool)
         real = torch.arange(b.token.shape[1]) < b.length[:, None]

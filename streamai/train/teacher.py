@@ -106,6 +106,10 @@ class Teacher(nn.Module):
             x = block(x, bias.masked_fill(future, -1e9), half)
         return rms(x) * self.final_gain
 
+    def items(self) -> torch.Tensor:
+        """The item table f4[V, d]."""
+        return self.item
+
     def body_parameters(self) -> int:
         """Parameters beside the embedding tables (items, their biases, unknown items, kinds, gaps)."""
         return sum(p.numel() for p in self.blocks.parameters()) + self.shape.d

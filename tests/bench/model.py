@@ -11,10 +11,6 @@ from numba import njit
 from streamai.kernels import counts, jit, lm, rank, simd
 from tests.bench import names
 
-STEP_ARRAYS = (
-    "kind_emb", "gap_emb", "Wside", "Wg", "bg", "cw", "cb", "lam", "gap_w", "Wo", "W1", "W2", "final_gain",
-)  # fmt: skip
-
 
 def _best(call, repeats=150):
     """Seconds of the fastest of some calls, the first (compiling) one left out.
@@ -91,10 +87,14 @@ def _step(d):
     item, unknown, known = g(items, d), g(64, d), np.ones(items, np.uint8)
     token, side = r.integers(0, items, n).astype(np.int32), g(n, 2)
     kind, gap = r.integers(0, 8, n).astype(np.uint8), r.integers(0, 64, n).astype(np.uint8)
-    state, scratch = np.zeros(layers * 4 * d, np.float32), np.zeros(16 * d + 4 * m, np.float32)
-    q, arrays = np.zeros((n, d), np.float32), [w[k] for k in STEP_ARRAYS]
+    w |= {"Wq": np.zeros((0, 0), np.int8), "Ws": np.zeros((0, 0), np.float32)}
+    w["Wc"] = np.zeros((0, 0), np.int32)
+    state, scratch = np.zeros((layers * 4 + 1) * d, np.float32), np.zeros(16 * d + 4 * m, np.float32)
+    q, arrays, octets = np.zeros((n, d), np.float32), [w[k] for k in lm.ARRAYS], np.zeros(4 * d, np.uint8)
     seconds = _best(
-        lambda: lm.run(token, kind, gap, side, item, known, unknown, *arrays, state, scratch, q)
+        lambda: lm.run(
+            token, kind, gap, side, item, known, unknown, *arrays, False, state, scratch, octets, q
+        )
     )
     weights = [w[k] for k in ("Wg", "Wo", "W1", "W2")]
     work, size = sum(a.size for a in weights), sum(a.nbytes for a in weights)
