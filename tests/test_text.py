@@ -172,9 +172,9 @@ def test_an_item_that_nobody_met_is_scored_by_its_words(trained):
         assert tables["bias"][i] == pytest.approx(catalogue.vectors[i] @ p[:-1] + p[-1], abs=1e-5)
         assert tables["scannable"][i] == tables["available"][i]
     known = [i for i, name in enumerate(catalogue.ids) if name in set(file.vocabulary)]
-    row_of = {name: v for v, name in enumerate(file.vocabulary)}
+    row_of, items = {name: v for v, name in enumerate(file.vocabulary)}, file.items()
     for i in known:  # what was met is what was learnt, not its words
-        assert (tables["item"][i] == file.arrays["item"][row_of[catalogue.ids[i]]]).all()
+        assert (tables["item"][i] == items[row_of[catalogue.ids[i]]]).all()
 
 
 def test_other_vectors_than_those_of_training_are_refused(trained):

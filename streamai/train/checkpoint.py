@@ -47,9 +47,7 @@ class Checkpoint:
         except Exception as e:  # torch raises whatever the damage leads to
             raise ModelError(f"{self.path}: not a checkpoint ({e!r}); remove it to begin anew") from e
         if state["run"] != self.run:
-            raise ModelError(
-                f"{self.path} is a checkpoint of {state['run']}; this is {self.run}. Remove it."
-            )
+            raise ModelError(f"{self.path} is a checkpoint of {state['run']}; this is {self.run}. Remove it.")
         for name, part in parts.items():
             part.load_state_dict(state["parts"][name])
         inner = rng.bit_generator.state

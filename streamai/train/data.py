@@ -107,7 +107,8 @@ def unknown_token(item_id: str) -> int:
 @dataclass(frozen=True)
 class Batch:
     """Padded on the right: token, kind, gap i8[B, T], side f4[B, T, S], length i8[B]; and, for the loss,
-    `target` i8[M] with `at` i8[M], the flat position b * T + t of the event before it."""
+    `target` i8[M] with `at` i8[M], the flat position b * T + t of the event before it, and `event` i8[M],
+    that event's place in the sequences."""
 
     token: torch.Tensor
     kind: torch.Tensor
@@ -116,6 +117,7 @@ class Batch:
     length: torch.Tensor
     target: torch.Tensor
     at: torch.Tensor
+    event: torch.Tensor
 
 
 def batch(seq: Sequences, first: np.ndarray, length: np.ndarray, vocab: int) -> Batch:
@@ -132,7 +134,8 @@ def batch(seq: Sequences, first: np.ndarray, length: np.ndarray, vocab: int) -> 
     wanted = real[:, 1:] & (token[:, 1:] < vocab)
     b, t = np.nonzero(wanted)
     target = torch.from_numpy(token[:, 1:][b, t])
-    return Batch(*tensors, side, torch.from_numpy(length), target, torch.from_numpy(b * T + t))
+    event = torch.from_numpy(index[b, t].astype(np.int64))
+    return Batch(*tensors, side, torch.from_numpy(length), target, torch.from_numpy(b * T + t), event)
 
 
 def windows(

@@ -58,15 +58,19 @@ def rate_at(step: int, steps: int, warm_up: int) -> float:
     return 0.01 + 0.495 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
-def step_loss(model, b: Batch, recipe: Recipe, rng: torch.Generator) -> torch.Tensor:
-    """Mean next-event loss of a batch."""
+def hidden_of(model, b: Batch, recipe: Recipe, rng: torch.Generator) -> torch.Tensor:
+    """What the model says f4[M, d] after the events before the batch's targets."""
     token = b.token
     if recipe.unknown:
         swap = torch.rand(token.shape, generator=rng) < recipe.unknown
         other = model.shape.vocabulary + torch.randint(0, UNKNOWN, token.shape, generator=rng)
         token = torch.where(swap, other, token)
-    q = model(token, b.kind, b.gap, b.side)
-    q = q.reshape(-1, model.shape.d)[b.at]
+    return model(token, b.kind, b.gap, b.side).reshape(-1, model.shape.d)[b.at]
+
+
+def step_loss(model, b: Batch, recipe: Recipe, rng: torch.Generator) -> torch.Tensor:
+    """Mean next-event loss of a batch."""
+    q = hidden_of(model, b, recipe, rng)
     return cross_entropy(q, model.items(), model.bias, b.target, half=model.half)
 
 

@@ -1,7 +1,7 @@
 """The ranking head: softmax cross-entropy over logged candidates, and its arrays.
 
-    score = w . z' + b + W2 . relu(z' Wz + user),  z' = (z - mean) * inv
-    user  = bu + [q, features'] Wu,                features' = (f - mean) * inv, missing = 0
+score = w . z' + b + W2 . relu(z' Wz + user),  z' = (z - mean) * inv
+user  = bu + [q, features'] Wu,                features' = (f - mean) * inv, missing = 0
 """
 
 from __future__ import annotations

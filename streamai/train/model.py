@@ -144,11 +144,23 @@ class EventLM(nn.Module):
 
     def items(self) -> torch.Tensor:
         """The item table f4[V, d] as it is served."""
+        low = self.low_rank()
+        if low is not None and self.int8:
+            return in_steps(low[0], 1) @ low[1]
         return in_steps(self.item, 1) if self.int8 else self.item
+
+    def low_rank(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """U f4[V, r] and P f4[r, d] of an item table that is their product (`compress.low_rank`)."""
+        made = getattr(self, "parametrizations", {})
+        if "item" not in made or not getattr(made["item"][0], "low_rank", False):
+            return None
+        return made["item"].original, made["item"][0].P
 
     def flags(self) -> dict:
         """What a weights file says of the form of its arrays."""
-        return ({"int8": True} if self.int8 else {}) | ({"state": "f2"} if self.halves else {})
+        low = self.low_rank()
+        rank = {} if low is None else {"rank": len(low[1])}
+        return rank | ({"int8": True} if self.int8 else {}) | ({"state": "f2"} if self.halves else {})
 
     @classmethod
     def of(cls, file: Weights, dropout: float = 0.1) -> EventLM:
@@ -186,10 +198,13 @@ class EventLM(nn.Module):
             if not self.time:
                 for name in ("gap_emb", "gap_w"):
                     out[name] = torch.zeros_like(out[name])
+            if (low := self.low_rank()) is not None:
+                del out["item"]
+                out["item_u"], out["item_p"] = low
             plain = {n: np.array(v.numpy(), np.float32, order="C") for n, v in out.items()}
         if self.int8:
-            for name, axis in (("Wg", 1), ("Wo", 1), ("W1", 1), ("W2", 1), ("item", 1)):
-                plain[f"{name}_q"], plain[f"{name}_s"] = in_int8(plain.pop(name), axis)
+            for name in ("Wg", "Wo", "W1", "W2", "item_u" if low is not None else "item"):
+                plain[f"{name}_q"], plain[f"{name}_s"] = in_int8(plain.pop(name), 1)
         return plain
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import torch
 from rich.console import Console
 
 from streamai.catalogue import Catalogue
@@ -17,14 +16,16 @@ from streamai.errors import InputError, ModelError
 from streamai.flow import Flow
 from streamai.model import weights
 from streamai.replay.read import valid
+from streamai.train.compress import Compression
 from streamai.train.data import Sequences, sequences, vocabulary
 from streamai.train.export import export
-from streamai.train.fit import Recipe, fit
+from streamai.train.fit import Recipe
 from streamai.train.head import fit_head
-from streamai.train.model import EventLM, Shape
+from streamai.train.model import Shape
 from streamai.train.ranking import leave_one_out
 from streamai.train.served import log_candidates
-from streamai.train.text import given_arrays, text_arrays, text_of, with_text
+from streamai.train.student import PLACES_MAX, Places, fit_student, later, second_last
+from streamai.train.text import given_arrays, text_of
 
 PROTOCOLS = ("leave-one-out", "prequential", "all")
 PREQUENTIAL_SHARE = 0.6
@@ -47,6 +48,9 @@ class Options:
     text       item vectors begin with the catalogue's text, where it has vectors (`streamai items`)
     text_bound greatest length of what an item's vector has beside its text
     lm         weights file whose LM is taken as it is; only the head is fitted
+    distil     folder of a teacher's answers; alpha: share of the loss that is still the next event's own
+    checkpoint file that a training goes on from
+    answers    folder for a teacher's answers
     """
 
     d: int = 64
@@ -61,6 +65,11 @@ class Options:
     text_bound: float = 0.5
     lm: str | None = None
     recipe: Recipe = field(default_factory=Recipe)
+    distil: str | None = None
+    alpha: float = 0.3
+    compression: Compression = field(default_factory=Compression)
+    checkpoint: str | None = None
+    answers: str | None = None
 
     def share(self) -> float:
         """Share of time that is fitted on."""
@@ -144,55 +153,59 @@ def _next_baskets(table: pl.DataFrame, flow: Flow, from_ns: int, seed: int) -> n
     return np.array(target.to_list(), object)
 
 
-def train(flow: Flow, table: pl.DataFrame, out: str | Path, options: Options, console: Console) -> dict:
-    """Train on a frame of `read_events`, write the model to `out`, return the figures."""
+@dataclass(frozen=True)
+class Learnt:
+    """What a model learns from: parts, vocabulary, the LM's sequences, those of all events, and the events
+    that choose."""
+
+    parts: Split
+    vocab: list[str]
+    lm: Sequences
+    everything: Sequences
+    places: Places
+
+
+def learnt_from(flow: Flow, table: pl.DataFrame, options: Options, vocab: list[str] | None = None) -> Learnt:
+    """Cut a frame of `read_events` by the protocol. ModelError when nothing is left to learn from."""
     table = good(table, flow)
     parts = split(table, flow, options, options.recipe.seed)
     if not len(parts.lm):
         raise ModelError(f"training: nothing to fit on is left by --protocol {options.protocol}")
-    given = weights.read(options.lm) if options.lm else None
-    vocab = given.vocabulary if given else vocabulary(parts.lm[flow.schema.item])
+    vocab = vocab or vocabulary(parts.lm[flow.schema.item])
     names = {flow.schema.key: "user_id", flow.schema.item: "item_id"}
     lm = sequences(with_kinds(parts.lm, flow).rename(names), vocab, time=options.time)
     everything = sequences(with_kinds(table, flow).rename(names), vocab, time=options.time)
-    flow = _loaded(flow)
+    seen = not options.hide_seen
+    if options.protocol == "leave-one-out":
+        places = second_last(everything, seen, PLACES_MAX)
+    else:
+        ts = table["event_ts_ns"].to_numpy()
+        places = later(everything, (ts > parts.lm["event_ts_ns"].max()) & (ts < parts.until_ns), seen)
+    return Learnt(parts, vocab, lm, everything, places)
+
+
+def train(flow: Flow, table: pl.DataFrame, out: str | Path, options: Options, console: Console) -> dict:
+    """Train on a frame of `read_events`, write the model to `out`, return the figures."""
+    given = weights.read(options.lm) if options.lm else None
+    data = learnt_from(flow, table, options, given.vocabulary if given else None)
+    vocab, everything, flow = data.vocab, data.everything, _loaded(flow)
     text = text_of(flow.catalogue, vocab) if options.text and not given else None
-    model, record = fit_lm(Shape(len(vocab), options.d, options.layers), lm, given, options, console, text)
-    words = given_arrays(given) if given else {} if text is None else text_arrays(model, text)
-    figures = {"lm": record | {"keys": len(lm), "events": lm.events, "items": len(vocab)}}
+    shape = Shape(len(vocab), options.d, options.layers)
+    words = given_arrays(given) if given else {}
+    model, figures = fit_student(
+        shape, data.lm, data.places, given, options, console, text, vocab=vocab, words=words
+    )
     if options.protocol == "leave-one-out":
         figures["lm_validation"] = leave_one_out(model, everything, 2)
     header = {"vocabulary": vocab, "plan": ""}
     head = None
     if options.head:
         head, figures["head"], header["plan"] = _head(
-            flow, model, everything, parts, vocab, options, console, words
+            flow, model, everything, data.parts, vocab, options, console, words
         )  # fmt: skip
-    metrics = {"protocol": options.protocol, "fitted_until_ns": parts.until_ns, **figures}
+    metrics = {"protocol": options.protocol, "fitted_until_ns": data.parts.until_ns, **figures}
     digest = export(out, model, "clicks", everything, head=head, metrics=metrics, text=words, **header)
     return {"model": digest, "path": str(out), **figures}
-
-
-def fit_lm(
-    shape: Shape,
-    seq: Sequences,
-    given: weights.Weights | None,
-    options: Options,
-    console: Console,
-    text: np.ndarray | None = None,
-) -> tuple[EventLM, dict]:
-    """The LM trained on `seq`, or the given one as it is; and the record of its last epoch.
-
-    text f4[V, T]: vectors that the item table begins with, or None.
-    """
-    if given is not None:
-        return EventLM.of(given, options.dropout), {"taken_from": given.digest}
-    torch.manual_seed(options.recipe.seed)
-    model = EventLM(shape, options.dropout, options.time)
-    if text is not None:
-        with_text(model, text, options.text_bound)
-    console.print(f"LM: {seq.events:,} events of {len(seq):,} keys, {shape.vocabulary:,} tokens, d {shape.d}")
-    return model, fit(model, seq, options.recipe, console=console)[-1]
 
 
 def _loaded(flow: Flow) -> Flow:

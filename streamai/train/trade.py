@@ -17,9 +17,11 @@ from streamai.model import weights
 from streamai.train.export import export
 from streamai.train.market import HORIZONS, NO_LABEL, labels, market_sequences
 from streamai.train.model import Shape
-from streamai.train.recommend import Options, fit_lm, good, moment, with_kinds
+from streamai.train.recommend import Options, good, moment, with_kinds
 from streamai.train.served import served
 from streamai.train.signal import fit_signal
+from streamai.train.student import fit_student
+from streamai.train.student import later as places_after
 
 TAIL_SHARE = 0.15
 """Last part of the fitted time that chooses the head's epoch and its temperatures."""
@@ -36,9 +38,11 @@ def train(flow: Flow, table: pl.DataFrame, out: str | Path, options: Options, co
     seq, mid = market_sequences(with_kinds(fitted, flow), time=options.time)
     shape = Shape(MARKET_TOKENS, options.d, options.layers, side=MARKET_SIDE)
     given = weights.read(options.lm) if options.lm else None
-    model, record = fit_lm(shape, seq, given, options, console)
-    figures = {"lm": record | {"keys": len(seq), "events": seq.events}}
     later, _ = market_sequences(with_kinds(table, flow), time=options.time)
+    # what chooses lies in the fitted time; the LM has learnt from it, as the signal head's tail has too
+    tail = (table["event_ts_ns"] >= moment(fitted["event_ts_ns"], 1 - TAIL_SHARE)).to_numpy()
+    places = places_after(later, tail & (table["event_ts_ns"] < until).to_numpy(), True)
+    model, figures = fit_student(shape, seq, places, given, options, console, kind="market")
     head, plan = None, ""
     if options.head:
         with tempfile.TemporaryDirectory() as folder:
