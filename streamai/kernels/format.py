@@ -273,7 +273,9 @@ def scores(out, at, which, parts, parts_at, rows, keys, status, tier, values):
 
 
 @njit(**leaf)
-def recommendations(out, at, which, parts, parts_at, rows, keys, status, tier, items, values, ids, ids_at):
+def recommendations(
+    out, at, which, parts, parts_at, rows, keys, status, tier, items, values, ids, ids_at
+):
     """REST: opens the items; + 1: opens the scores; + 2 + tier: closes. items i4[n, k], -1 ends a list."""
     p = m = 0
     for i in range(rows.shape[0]):
@@ -306,7 +308,9 @@ def recommendations(out, at, which, parts, parts_at, rows, keys, status, tier, i
 
 
 @njit(**leaf)
-def signals(out, at, which, parts, parts_at, rows, keys, status, tier, columns, bid, ask, values, target):
+def signals(
+    out, at, which, parts, parts_at, rows, keys, status, tier, columns, bid, ask, values, target
+):
     """REST: before mid; + 1: opens signals; + 2: before confidence; + 3: closes a horizon; + 4: before
     the target; + 5 + tier: closes the line; + 9 + h: opens horizon h. values f4[n, 3H]: down, flat, up."""
     p = m = 0

@@ -347,21 +347,8 @@ def set_row(buf, key_at, key_len, item_at, item_len, kind, ts, table, hash0, has
 
 @njit(**jit)
 def scan(
-    buf,
-    sizes,
-    names,
-    spec,
-    shape,
-    needs,
-    binary,
-    table,
-    hash0,
-    hash1,
-    offsets,
-    kafka_ts_ns,
-    rows,
-    columns,
-    status,
+    buf, sizes, names, spec, shape, needs, binary, table, hash0, hash1,
+    offsets, kafka_ts_ns, rows, columns, status,
 ):
     """Records of sizes[i] bytes, each followed by a newline -> rows[i], columns[i], status[i].
 
@@ -391,18 +378,8 @@ def scan(
         status[i] = GOOD if ok else FALLBACK
         if ok:
             set_row(
-                buf,
-                got[KEY_AT],
-                got[KEY_LEN],
-                got[ITEM_AT],
-                got[ITEM_LEN],
-                got[KIND_CODE],
-                got[TS],
-                table,
-                hash0,
-                hash1,
-                rows,
-                i,
+                buf, got[KEY_AT], got[KEY_LEN], got[ITEM_AT], got[ITEM_LEN], got[KIND_CODE], got[TS],
+                table, hash0, hash1, rows, i,
             )
         else:
             back += 1
