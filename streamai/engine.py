@@ -149,9 +149,16 @@ class Engine:
 
     def candidates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of the last event of the last step, if it was scored at RANK or FULL: candidate indices i4[m], the
-        head's inputs z f4[m, 8] (see kernels/recommend.py) and the head's scores f4[m]. Views of scratch."""
+        head's inputs z f4[m, 16] (see kernels/inputs.py) and the head's scores f4[m]. Views of scratch."""
         m = int(self.arrays["found"][0])
         return self.arrays["cand"][:m], self.arrays["z"][:m], self.arrays["cand_s"][:m]
+
+    def item_features(self, items: np.ndarray) -> np.ndarray:
+        """The item views' features f4[m, I] of items i4[m] as of each one's newest event, NaN before it."""
+        rows = self.state_arrays["items_f4"][items]
+        out = rows[:, rows.shape[1] - len(self.item_plan.names) :].copy()
+        out[self.state_arrays["items_i8"][items, 0] == 0] = np.nan
+        return out
 
     # -- checkpoints
 
@@ -209,6 +216,7 @@ class Engine:
         return {
             "flow": self.flow.name, "source": self.flow.source, "partition": self.partition,
             "plan": self.plan.digest, "item_plan": self.item_plan.digest,
+            "item_cells": state_arrays.item_cells(self.item_plan),
             "layout": {k: v for k, v in asdict(self.layout).items() if k not in ("lm_floats", "halves")},
             "model": self.model_digest, "catalogue": self.catalogue_digest,
             "watermark": int(clock[c.WATERMARK]), "late_total": int(clock[c.LATE_TOTAL]),
@@ -275,10 +283,10 @@ def _both(a: str, b: str) -> str:
 
 
 def _check_meta(stored: dict, here: dict, where: str) -> None:
-    for name in ("flow", "source", "partition", "plan", "item_plan", "layout"):
-        if stored[name] != here[name]:
+    for name in ("flow", "source", "partition", "plan", "item_plan", "item_cells", "layout"):
+        if stored.get(name) != here[name]:
             raise StateError(
-                f"the state in {where} was made with {name} {stored[name]!r}, this flow has {here[name]!r}. "
-                "Views and layout decide what a row means: remove the folder to rebuild the state from the "
-                "topic, or give the flow another name."
+                f"the state in {where} was made with {name} {stored.get(name)!r}, this flow has "
+                f"{here[name]!r}. Views and layout decide what a row means: remove the folder to rebuild the "
+                "state from the topic, or give the flow another name."
             )

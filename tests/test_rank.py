@@ -123,18 +123,29 @@ def test_head_by_its_formula(features, hidden):
     def g(*shape):
         return r.standard_normal(shape).astype("f4")
 
-    q, f, z, mean, inv = g(d), g(features), g(n, 8), g(8), np.abs(g(8))
+    q, f, z, mean, inv, ring = g(d), g(features), g(n, 16), g(16), np.abs(g(16)), g(3)
     if features:
         f[1] = np.nan
-    fm, fi, Wu, bu = g(features), np.abs(g(features)), g(d + features, hidden) * np.float32(0.1), g(hidden)
-    w, b, Wz, W2 = g(8), g(1), g(8, hidden), g(hidden)
+    fm, fi, bu = g(features), np.abs(g(features)), g(hidden)
+    Wu = g(d + features + 3, hidden) * np.float32(0.1)
+    w, b, Wz, W2 = g(16), g(1), g(16, hidden), g(hidden)
     user, out = np.zeros(hidden, "f4"), np.zeros(n, "f4")
-    rank.head_user(q, f, fm, fi, Wu, bu, user)
-    rank.head_score(z, n, mean, inv, w, b, Wz, W2, user, out)
-    x = np.concatenate([q, np.nan_to_num((f - fm) * fi)]).astype("f8")
+    rank.head_user(q, f, ring, fm, fi, Wu, bu, user)
+    rank.head_score(z, n, mean, inv, w, b, Wz, W2, user, np.zeros(16, "f4"), out)
+    x = np.concatenate([q, np.nan_to_num((f - fm) * fi), ring]).astype("f8")
     zn = (z.astype("f8") - mean) * inv
     expected = zn @ w + b[0] + np.maximum(zn @ Wz + bu + x @ Wu, 0) @ W2
     assert np.allclose(out, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_scores_become_probabilities_beside_none_of_them():
+    scores = np.array([3, -2, 100, 7, 0.5], "f4")
+    for n in (5, 2):
+        best = np.array([scores[:n].max(), -2, 0], "f4")
+        rank.to_probabilities(scores, n, best[:2])
+        e = np.exp(scores[:n].astype("f8") - 100)
+        total = e.sum() + np.exp(-100.0)
+        assert np.allclose(best[:2], [e.max() / total, np.exp(-102.0) / total], rtol=1e-5) and best[2] == 0
 
 
 @pytest.mark.parametrize("sides", [0, 4])

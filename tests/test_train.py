@@ -20,7 +20,6 @@ from streamai.train import data
 from streamai.train.data import sequences, vocabulary
 from streamai.train.export import export
 from streamai.train.fit import Recipe, fit, half_precision, rate_at
-from streamai.train.head import Logged, Norm, fit_head, score_plain
 from streamai.train.loss import cross_entropy
 from streamai.train.market import DOWN, FLAT, NO_LABEL, UP, Horizon, labels, market_sequences, mids
 from streamai.train.model import EventLM, Shape, rms
@@ -235,45 +234,6 @@ def test_initial_decays_span_the_time_constants():
     tau = (-1 / torch.log(torch.exp(-block.lam() * 0.5))).detach().numpy()
     assert tau.min() == pytest.approx(1.5, rel=1e-3) and tau.max() == pytest.approx(100, rel=1e-3)
     assert rms(torch.full((3, 8), 5.0)).allclose(torch.ones(3, 8))
-
-
-def test_head_learns_from_logged_candidates():
-    """The target is the candidate with the largest weighted sum of two inputs."""
-    rng = np.random.default_rng(0)
-    n, C, d, features = 800, 30, 4, 3
-    z = rng.standard_normal((n, C, 8)).astype(np.float32)
-    z[..., 7] = 0
-    user = rng.standard_normal((n, d + features)).astype(np.float32)
-    user[rng.random(user.shape) < 0.1] = np.nan
-    user[:, :d] = np.nan_to_num(user[:, :d])
-    target = (z[..., 0] + 2 * z[..., 3]).argmax(1).astype(np.int32)
-    count = np.full(n, C, np.int32)
-    target[:40] = -1
-    arrays, figures = fit_head(Logged(z, count, target, user), d, console=QUIET)
-    assert figures["skipped"] == 40 and figures["ndcg@10"] > 0.85 > figures["lm_ndcg@10"]
-    assert {k: v.shape for k, v in arrays.items()} == {
-        "head_mean": (8,), "head_inv": (8,), "head_w": (8,), "head_b": (1,),
-        "head_Wz": (8, 16), "head_W2": (16,),
-        "head_bu": (16,), "head_Wu": (d + features, 16), "feat_mean": (features,), "feat_inv": (features,),
-    }  # fmt: skip
-    assert arrays["head_inv"][7] == 0
-    assert all(v.dtype == np.float32 and np.isfinite(v).all() for v in arrays.values())
-    hits = [score_plain(arrays, z[i], user[i], d).argmax() == target[i] for i in range(700, 800)]
-    assert np.mean(hits) > 0.6
-
-
-def test_head_needs_targets_among_candidates():
-    logged = Logged(
-        np.zeros((50, 4, 8), np.float32), np.full(50, 4), np.full(50, -1), np.zeros((50, 6), np.float32)
-    )
-    with pytest.raises(ModelError, match="0 of 50"):
-        fit_head(logged, 4, console=QUIET)
-
-
-def test_norm_of_columns_without_values_or_spread():
-    norm = Norm.of(np.array([[1.0, np.nan, 5.0], [3.0, np.nan, 5.0]], np.float32))
-    assert norm.mean.tolist() == [2, 0, 5] and norm.inv.tolist() == [1, 0, 0]
-    assert norm(np.array([[3.0, np.nan, np.inf]])).tolist() == [[1, 0, 0]]
 
 
 def test_mids_are_filled_forward_within_a_key():

@@ -20,6 +20,7 @@ from streamai.replay.read import conform, read_events
 from streamai.train.head import Logged
 from streamai.train.recommend import Options, moment, split
 from streamai.train.recommend import train as train_clicks
+from streamai.train.served import log_candidates
 
 FLOW = SimpleNamespace(schema=CLICKS)
 
@@ -43,7 +44,15 @@ def trained(capsys, *args):
 def test_train_recommend(made, tmp_path, capsys, protocol):
     out = tmp_path / "r.weights"
     report = trained(
-        capsys, "agents.recommend", "--events", made / "clicks.parquet", "--out", out, "--protocol", protocol
+        capsys,
+        "agents.recommend",
+        "--events",
+        made / "clicks.parquet",
+        "--out",
+        out,
+        "--protocol",
+        protocol,
+        "--no-refit",
     )
     file = weights.read(out)
     assert report["model"] == file.digest and file.header["heads"] == ["ranking"]
@@ -51,7 +60,8 @@ def test_train_recommend(made, tmp_path, capsys, protocol):
     assert file.int8 and file.halves and file.header["metrics"]["kernel_difference"] < 0.01
     assert [r["step"] for r in report["compression"]][:2] == ["trained", "int8"]
     head = report["head"]
-    assert head["rows"] - head["skipped"] >= 20 and 0 <= head["ndcg@10"] <= 1
+    assert head["with_target"] >= 20 and 0 <= head["plain_ndcg@10"] <= head["ndcg@10"] <= 1
+    assert file.header["calibrated"] and (protocol == "leave-one-out" or "lm_again" not in report)
     engine = Engine(load("agents.recommend").but(model=out), rows_max=64)
     assert file.header["plan"] == engine.plan_digest
     assert len(file.arrays["feat_mean"]) == len(engine.feature_names)
@@ -95,7 +105,7 @@ def test_leave_one_out_feeds_no_target(made):
     items = dict(zip(mine["user_id"], mine["item_id"]))
     for i in asked:
         user = parts.feed["user_id"][i]
-        assert parts.target[i] == items[user][-2] and parts.feed["item_id"][i] == items[user][-3]
+        assert parts.target[i] == [items[user][-2]] and parts.feed["item_id"][i] == items[user][-3]
 
 
 def test_prequential_stays_before_its_end(made):
@@ -111,7 +121,7 @@ def test_prequential_stays_before_its_end(made):
         user, item = parts.feed["user_id"][i], parts.feed["item_id"][i]
         if parts.target[i] is not None:
             # the next item is later in what was fed, and the LM has not seen this part
-            assert parts.target[i] == last[user] and parts.feed["event_ts_ns"][i] > head_from
+            assert parts.target[i][0] == last[user] and parts.feed["event_ts_ns"][i] > head_from
         last[user] = item
 
 
@@ -120,24 +130,63 @@ def test_what_the_head_learns_from_is_the_next_basket():
             ("a", "6", 100), ("b", "8", 100)]  # fmt: skip
     users, items, seconds = zip(*rows)
     frame = pl.DataFrame({"user_id": users, "item_id": items, "event_ts_s": [1_000_000 + s for s in seconds]})
-    table = conform(frame, CLICKS)
-    drawn = set()
-    for seed in range(20):
-        parts = split(table, FLOW, Options(protocol="all"), seed)
-        # what shares key and time is no target; the first row lies before the head's part
-        assert parts.target[0] is None and parts.target[3:] == ["8", "6", "6", None, None]
-        assert parts.target[1] == parts.target[2] and parts.fresh == 1
-        drawn.add(parts.target[1])
-    assert drawn == {"4", "5"}
+    parts = split(conform(frame, CLICKS), FLOW, Options(protocol="all"))
+    # a list is asked for after the last of a basket, and judged by all of the next one; what shares key and
+    # time is no target; the first row lies before the head's part, the last baskets have none behind them
+    assert parts.target == [None, None, ["4", "5"], ["8"], None, ["6"], None, None] and parts.fresh == 1
 
 
 def test_rows_of_two_replays_lie_over_one_another():
     def logged(n, first):
         z = np.arange(first, first + n, dtype=np.float32)[:, None, None]
-        return Logged(z, np.arange(n), np.arange(n), z[:, 0])
+        return Logged(z, z, np.arange(n), np.arange(n), z[:, 0])
 
     both = logged(2, 0).beside(logged(4, 10))
     assert both.z[:, 0, 0].tolist() == [0, 10, 11, 1, 12, 13] == both.user[:, 0].tolist()
+
+
+def test_the_lm_is_trained_again_up_to_the_end_once_the_head_has_learnt(made, tmp_path, capsys):
+    args = ("agents.recommend", "--events", made / "clicks.parquet", "--out", tmp_path / "r.weights")
+    report = trained(capsys, *args)
+    file = weights.read(tmp_path / "r.weights")
+    assert report["lm_again"]["events"] > report["lm"]["events"]
+    assert file.header["metrics"]["lm_until_ns"] == file.header["metrics"]["fitted_until_ns"]
+    # such an LM knows what a head would learn from
+    again = SimpleNamespace(**{"lm": str(tmp_path / "r.weights")})
+    table = read_events(made / "clicks.parquet", CLICKS)
+    with pytest.raises(ModelError, match="--no-refit"):
+        train_clicks(
+            load("agents.recommend"), table, tmp_path / "x", Options(lm=again.lm), Console(quiet=True)
+        )
+    assert not (tmp_path / "x").exists()
+
+
+def _logged_before(table, cut_ns):
+    """What the head would learn from, of lists served before cut_ns and judged before it."""
+    flow = load("agents.recommend").but(model=None)
+    parts = split(table, FLOW, Options(protocol="all"))
+    early = table["event_ts_ns"].to_numpy() < cut_ns
+    target = [t if e else None for t, e in zip(parts.target, early)]
+    got = log_candidates(flow, table, target, console=Console(quiet=True))
+    return [a.tobytes() for a in (got.z, got.items, got.count, got.user)], len(got)
+
+
+def test_what_the_head_learns_from_knows_no_future_and_a_planted_leak_is_seen(made):
+    table = read_events(made / "clicks.parquet", CLICKS).head(3000)
+    cut = int(table["event_ts_ns"][2900])
+    late = pl.col("event_ts_ns") >= cut
+    # another future: other items and prices, for the same keys at the same times
+    other = table.with_columns(
+        pl.when(late).then(pl.col("item_id").first()).otherwise("item_id").alias("item_id"),
+        pl.when(late).then(pl.col("price") * 3).otherwise("price").alias("price"),
+    )
+    real, n = _logged_before(table, cut)
+    assert n > 100 and real == _logged_before(other, cut)[0]
+    # a leak: the future is fed before its time, for another key so that only what keys share knows of it
+    leak = table.filter(late).with_columns(
+        user_id=pl.lit("leak"), event_ts_ns=pl.lit(int(table["event_ts_ns"][0]))
+    )
+    assert real != _logged_before(pl.concat([leak, table]), cut)[0]
 
 
 def test_until_and_all(made):

@@ -50,6 +50,12 @@ def add(subparsers) -> None:
         help="greatest length of what an item's vector has beside its text (%(default)s)",
     )  # fmt: skip
     p.add_argument("--lm", metavar="FILE", help="take the LM of this weights file; fit the head only")
+    p.add_argument(
+        "--no-refit", action="store_true", help="keep the LM that ends where the head begins"
+    )
+    p.add_argument(
+        "--fresh", action="store_true", help="the head also meets cold counts, as of a worker's first hours"
+    )
     _add_teaching(p)
     _add_compression(p)
     p.add_argument("--hide-seen", action="store_true", help="candidates leave out what the key has met")
@@ -154,6 +160,7 @@ def train_file(args, console) -> dict:
         text=args.text == "auto", text_bound=args.text_bound, lm=args.lm, recipe=recipe, distil=args.distil,
         alpha=args.alpha, checkpoint=args.checkpoint, answers=args.answers,
         compression=Compression(args.prune, args.rank, args.int8, args.state, args.tune_epochs),
+        refit=not args.no_refit, fresh=args.fresh,
     )  # fmt: skip
     if args.teacher:
         if market:

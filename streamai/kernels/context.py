@@ -14,8 +14,8 @@ from . import jit
 (
     KEY_CELLS, KEY_F, ITEM_F, PLAN_AT, BOOK_AT, RING_AT, RING, ENTRY, LM_AT, LM_FLOATS, MODE, SIDES, TOP_K,
     CANDIDATES, SCANNED, POPULAR, HIST, SCORED_ITEMS, EXCLUDE_SEEN, HAS_LM, HAS_HEAD, DISORDER, LOG_MAX,
-    HORIZONS, HALVES,
-) = range(25)  # fmt: skip
+    HORIZONS, HALVES, OWN, HEAD_OLD, CALIBRATED,
+) = range(28)  # fmt: skip
 SHAPE_SIZE = 32
 
 # State.clock: the scalars that move with the stream
@@ -37,13 +37,15 @@ TABLES = (
     "available", "scannable", "price_z",  # scannable: available, and the model was trained on it
     "feat_mean", "feat_inv",
     "head_mean", "head_inv", "head_w", "head_b", "head_Wz", "head_W2", "head_bu", "head_Wu",
+    "head_items", "text",  # weights of the item views; text vectors f4[N, 32], or none
     "sig_W1", "sig_b1", "sig_W2", "sig_b2", "sig_temp",
 )  # fmt: skip
 
 STATE = (
     "flat_f8", "rows_f8", "rows_i8", "rows_f4", "rows_u1", "rows_u2", "rows_u8",  # views of one slab
     "dirty", "dirty_slots", "recent",
-    "items_f8", "items_i8", "item_dirty", "item_dirty_list",  # cell 0 of an item's row: newest event time
+    # an item's row: newest event time, state of the views, their features as of that event
+    "items_f8", "items_i8", "items_f4", "item_dirty", "item_dirty_list",
     "ids", "w", "pop", "fast", "norm", "top_pop", "top_fast",  # counts, see kernels/counts.py
     "log",  # counts.LOG[LOG_MAX]
     "clock", "digest",  # i8[CLOCK_SIZE], u8[1]: the model's
@@ -54,6 +56,7 @@ WORK = (
     "slots", "gaps", "x", "lm", "octets", "lm_state", "side", "side_f4", "q", "hist",
     "acc", "touched", "stamp", "age", "exclude",
     "words", "top", "top_s", "best", "best_s", "cand", "cand_s", "z", "found", "user",
+    "own", "recent", "since", "span", "ring", "newest", "zn", "text",  # see inputs.py
     "status", "features", "hidden", "items", "scores",
 )  # fmt: skip
 

@@ -11,6 +11,8 @@ from numba import njit
 from . import jit, simd
 from .maths import bits_of_f4, exp_f4
 
+HEAD_INPUTS = 16
+"""Inputs of a candidate; their names are in inputs.py."""
 _f4 = np.float32
 _ZERO, _ONE = _f4(0), _f4(1)
 _load, _splat, _fma, _dot = simd.load, simd.splat, simd.fma, simd.dot_pairs
@@ -177,10 +179,11 @@ def rescore(item, bias, q, ids, n, out):
 
 
 @njit(**jit)
-def head_user(q, features, feat_mean, feat_inv, Wu, bu, user):
-    """The head's part that is the same for all candidates: user f4[Hd] = bu + [q, features'] @ Wu.
+def head_user(q, features, ring, feat_mean, feat_inv, Wu, bu, user):
+    """The head's part that is the same for all candidates: user f4[Hd] = bu + [q, features', ring] @ Wu.
 
-    features' = (features - mean) * inv, a missing or infinite one 0; Wu f4[d + F, Hd]. F may be 0.
+    features' = (features - mean) * inv, a missing or infinite one 0; Wu f4[d + F (+ R), Hd], ring f4[R] or
+    none. F may be 0.
     """
     d = q.size
     for h in range(user.size):
@@ -194,36 +197,49 @@ def head_user(q, features, feat_mean, feat_inv, Wu, bu, user):
         if v - v == _ZERO:  # finite
             for h in range(user.size):
                 user[h] += v * row[h]
+    for r in range(Wu.shape[0] - d - feat_mean.size):
+        v, row = ring[r], Wu[d + feat_mean.size + r]
+        for h in range(user.size):
+            user[h] += v * row[h]
 
 
 @njit(**jit)
-def head_score(z, n, mean, inv, w, b, Wz, W2, user, out):
-    """out[c] = w . z' + b + W2 . relu(Wz z' + user), z' = (z - mean) * inv, for n rows of z f4[C, 8].
+def head_score(z, n, mean, inv, w, b, Wz, W2, user, normed, out):
+    """out[c] = w . z' + b + W2 . relu(Wz z' + user), z' = (z - mean) * inv, for n rows of z f4[C, Z].
 
-    w f4[8], b f4[1], Wz f4[8, Hd], W2 f4[Hd], user f4[Hd]; Hd a multiple of 16.
+    Z = HEAD_INPUTS; w f4[Z], b f4[1], Wz f4[Z, Hd], W2 f4[Hd], user f4[Hd]; Hd a multiple of 16; normed f4[Z]
+    is scratch.
     """
     hidden = user.size
     zero = _splat(_ZERO)
     for c in range(n):
         linear = b[0]
-        z0, z1 = (z[c, 0] - mean[0]) * inv[0], (z[c, 1] - mean[1]) * inv[1]
-        z2, z3 = (z[c, 2] - mean[2]) * inv[2], (z[c, 3] - mean[3]) * inv[3]
-        z4, z5 = (z[c, 4] - mean[4]) * inv[4], (z[c, 5] - mean[5]) * inv[5]
-        z6, z7 = (z[c, 6] - mean[6]) * inv[6], (z[c, 7] - mean[7]) * inv[7]
-        linear += (z0 * w[0] + z1 * w[1]) + (z2 * w[2] + z3 * w[3])
-        linear += (z4 * w[4] + z5 * w[5]) + (z6 * w[6] + z7 * w[7])
+        for j in range(0, HEAD_INPUTS, 4):
+            for i in range(j, j + 4):
+                normed[i] = (z[c, i] - mean[i]) * inv[i]
+            linear += (normed[j] * w[j] + normed[j + 1] * w[j + 1]) + (
+                normed[j + 2] * w[j + 2] + normed[j + 3] * w[j + 3]
+            )
         s = zero
         for h in range(0, hidden, 16):
-            x = _fma(_splat(z0), _load(Wz, h), _load(user, h))
-            x = _fma(_splat(z1), _load(Wz, hidden + h), x)
-            x = _fma(_splat(z2), _load(Wz, 2 * hidden + h), x)
-            x = _fma(_splat(z3), _load(Wz, 3 * hidden + h), x)
-            x = _fma(_splat(z4), _load(Wz, 4 * hidden + h), x)
-            x = _fma(_splat(z5), _load(Wz, 5 * hidden + h), x)
-            x = _fma(_splat(z6), _load(Wz, 6 * hidden + h), x)
-            x = _fma(_splat(z7), _load(Wz, 7 * hidden + h), x)
+            x = _load(user, h)
+            for i in range(HEAD_INPUTS):
+                x = _fma(_splat(normed[i]), _load(Wz, i * hidden + h), x)
             s = _fma(simd.larger(x, zero), _load(W2, h), s)
         out[c] = linear + simd.total(s)
+
+
+@njit(**jit)
+def to_probabilities(scores, n, best):
+    """The best scores f4[k] (0 behind the last) as shares of exp(scores[:n]) and exp(0): none of them."""
+    most = _ZERO
+    for c in range(n):
+        most = max(most, scores[c])
+    total = exp_f4(-most)
+    for c in range(n):
+        total += exp_f4(scores[c] - most)
+    for k in range(min(best.size, n)):
+        best[k] = exp_f4(best[k] - most) / total
 
 
 @njit(**jit)

@@ -1,6 +1,7 @@
 """From a key's state to its best items: candidates, their inputs, the head, the best k.
 
-FULL   the catalogue scan, counts, popularity; RANK leaves out the scan; PRIOR is popularity alone.
+FULL   the catalogue scan, the key's own items, counts, popularity; RANK leaves out the scan; PRIOR is
+       popularity alone.
 An item is a candidate once, is available, and is not excluded.
 """
 
@@ -9,12 +10,10 @@ from numba import njit
 
 from . import context as c
 from . import counts, jit, rank
-from .maths import log1p_f4, log_f4
+from .inputs import inputs, mark_ring, most_of, unmark_ring
 
 SILENT, PRIOR, RANK, FULL = range(4)
-_ZERO, _ONE = np.float32(0), np.float32(1)
-_LEAST = np.float32(1e-5)
-_RING = 2  # mark in W.exclude of items excluded because they are in the ring
+_OFTEN = (8, 4, 3, 2, 1)  # times in the ring, by which own items come in
 
 
 @njit(**jit)
@@ -46,9 +45,20 @@ def _add_popular(T, S, W, n, limit, stamp):
 
 
 @njit(**jit)
-def _most(values, top):
-    """The greatest of values, or a tiny number while all are zero."""
-    return values[top[0] - 1] if top[0] > 0 else np.float32(1e-20)
+def _add_own(T, W, n_hist, n, limit, stamp):
+    """Append items of the marked ring that are new and allowed, the most frequent first, then the newest."""
+    for least in _OFTEN:
+        for k in range(n_hist):
+            item = W.hist[k]
+            if n == limit:
+                return n
+            if item < 0 or W.age[item] != k + 1 or W.own[k] < least:
+                continue
+            if T.available[item] != 0 and W.exclude[item] == 0 and W.stamp[item] != stamp:
+                W.stamp[item] = stamp
+                W.cand[n] = item
+                n += 1
+    return n
 
 
 @njit(**jit)
@@ -64,6 +74,7 @@ def _candidates(T, S, W, n_hist, t, tier):
         m = rank.scan(T.packed, T.scale, T.bias, T.scannable, W.exclude, T.available.size, W.words, step,
                       shape[c.SCANNED], W.top_s, W.top)  # fmt: skip
         n = _add(T, W, W.top, m, n, limit, stamp)
+    n = _add_own(T, W, n_hist, n, min(n + shape[c.OWN], limit), stamp)
     scored = min(n_hist, shape[c.SCORED_ITEMS])
     touched = counts.accumulate(S.ids, S.w, S.pop, S.norm, S.clock, S.tau, W.hist, scored, t, W.acc,
                                 W.touched)  # fmt: skip
@@ -74,33 +85,12 @@ def _candidates(T, S, W, n_hist, t, tier):
 
 
 @njit(**jit)
-def _inputs(T, S, W, n):
-    """The head's inputs of every candidate, f4[n, 8], in the order of `Z_NAMES` in train/head.py."""
-    most, fast_most = _most(S.pop, S.top_pop), _most(S.fast, S.top_fast)
-    if T.shape[c.HAS_LM] != 0:
-        rank.rescore(T.item, T.bias, W.q, W.cand, n, W.cand_s)
-    for k in range(n):
-        item = W.cand[k]
-        z = W.z[k]
-        score = W.acc[item]
-        z[0] = W.cand_s[k] if T.shape[c.HAS_LM] != 0 and T.known[item] != 0 else _ZERO
-        z[1] = log1p_f4(score * np.float32(1e3))
-        z[2] = log_f4(S.pop[item] / most + _LEAST)
-        z[3] = log_f4(S.fast[item] / fast_most + _LEAST)
-        z[4] = _ONE if score > _ZERO else _ZERO
-        age = W.age[item]
-        z[5] = _ONE if age > 0 else _ZERO
-        z[6] = log1p_f4(np.float32(age))
-        z[7] = T.price_z[item]
-
-
-@njit(**jit)
 def _score(T, W, i, n):
     """Scores of the candidates into W.cand_s: the head, or without one the LM logit plus log counts."""
     if T.shape[c.HAS_HEAD] != 0:
-        rank.head_user(W.q, W.features[i], T.feat_mean, T.feat_inv, T.head_Wu, T.head_bu, W.user)
+        rank.head_user(W.q, W.features[i], W.ring, T.feat_mean, T.feat_inv, T.head_Wu, T.head_bu, W.user)
         rank.head_score(W.z, n, T.head_mean, T.head_inv, T.head_w, T.head_b, T.head_Wz, T.head_W2, W.user,
-                        W.cand_s)  # fmt: skip
+                        W.zn, W.cand_s)  # fmt: skip
         return
     for k in range(n):
         # without a head: the LM's logit and the counts, and popularity to break what is left equal
@@ -108,47 +98,27 @@ def _score(T, W, i, n):
 
 
 @njit(**jit)
-def _mark_ring(T, W, n_hist):
-    """Ages of the ring's items, 1 = newest; excluded where the flow says so."""
-    for k in range(n_hist):
-        item = W.hist[k]
-        if item >= 0:
-            if W.age[item] == 0:
-                W.age[item] = k + 1
-            if T.shape[c.EXCLUDE_SEEN] != 0 and W.exclude[item] == 0:
-                W.exclude[item] = _RING
-
-
-@njit(**jit)
-def _unmark_ring(W, n_hist):
-    for k in range(n_hist):
-        item = W.hist[k]
-        if item >= 0:
-            W.age[item] = 0
-            if W.exclude[item] == _RING:
-                W.exclude[item] = 0
-
-
-@njit(**jit)
-def recommend(T, S, W, i, n_hist, t, tier):
-    """The best items for the key whose tokens are in W.hist, into W.items[i] and W.scores[i].
+def recommend(T, S, W, i, slot, n_hist, t, tier):
+    """The best items for the key of row `slot`, whose tokens are in W.hist, into W.items[i] and W.scores[i].
 
     n_hist tokens, newest first.
     T.shape, S and W as in `context`; t event time, ns; tier PRIOR, RANK or FULL. Changes no state.
     """
     k = T.shape[c.TOP_K]
-    _mark_ring(T, W, n_hist)
+    mark_ring(T, S, W, slot, n_hist)
     if tier == PRIOR:
         S.clock[c.STAMP] += 1
         n = _add_popular(T, S, W, 0, W.cand.size, S.clock[c.STAMP])
-        most = _most(S.fast, S.top_fast)
+        most = most_of(S.fast, S.top_fast)
         for j in range(n):
             W.cand_s[j] = S.fast[W.cand[j]] / most
     else:
         n, touched = _candidates(T, S, W, n_hist, t, tier)
-        _inputs(T, S, W, n)
+        inputs(T, S, W, n, n_hist, t)
         counts.clear(W.acc, W.touched, touched)
         _score(T, W, i, n)
     rank.top_k(W.cand_s, W.cand, n, k, W.items[i], W.scores[i])
+    if tier != PRIOR and T.shape[c.CALIBRATED] != 0:
+        rank.to_probabilities(W.cand_s, n, W.scores[i])
     W.found[0] = n
-    _unmark_ring(W, n_hist)
+    unmark_ring(W, n_hist)

@@ -10,6 +10,7 @@ from numba import njit
 
 from . import context as c
 from . import counts, half, jit, lm
+from .inputs import recent
 from .recommend import recommend
 from .signal import signal
 from .take import SCORED, push, take
@@ -35,21 +36,9 @@ def _take(T, S, W, rows, columns, first, last, alone):
 
 
 @njit(**jit)
-def _recent(T, S, W, slot, limit):
-    """The newest `limit` tokens of the key's ring into W.hist, most recent first; how many."""
-    ring, entry = T.shape[c.RING], T.shape[c.ENTRY]
-    at, seen = T.shape[c.RING_AT], S.rows_i8[slot, 1]
-    n = min(min(seen, ring), limit)
-    row, hist = S.rows_u1[slot], W.hist
-    for k in range(n):
-        hist[k] = lm.ring_token(row, at + ((seen - 1 - k) % ring) * entry)
-    return n
-
-
-@njit(**jit)
 def _count(T, S, W, row, slot):
     """Link the event's item to the key's last ones, and keep what a restore needs to do it again."""
-    n = _recent(T, S, W, slot, T.shape[c.HIST])
+    n = recent(T, S, W, slot, T.shape[c.HIST])
     at = S.clock[c.LOGGED]
     record = S.log[at]
     record.offset, record.event_ts_ns, record.item, record.n = row.offset, row.event_ts_ns, row.item, n
@@ -58,6 +47,14 @@ def _count(T, S, W, row, slot):
     S.clock[c.LOGGED] = at + 1
     counts.learn(S.ids, S.w, S.pop, S.fast, S.norm, S.top_pop, S.top_fast, S.clock, S.tau, W.hist, n,
                  row.item, row.event_ts_ns)  # fmt: skip
+
+
+@njit(**jit)
+def _keep_item_features(T, S, W, i, item):
+    """The item views' outputs behind their state: what the head is told of the item until its next event."""
+    at = S.items_f4.shape[1] - T.shape[c.ITEM_F]
+    for f in range(T.shape[c.ITEM_F]):
+        S.items_f4[item, at + f] = W.features[i, T.shape[c.KEY_F] + f]
 
 
 @njit(**jit)
@@ -117,6 +114,8 @@ def _advance(T, S, W, i, row, columns, slot):
         token = lm.token_of(row.item, row.item_hash)
     if mode == c.CLICKS and row.item >= 0 and S.clock[c.LEARN] != 0:
         _count(T, S, W, row, slot)
+    if row.item >= 0 and shape[c.ITEM_F] > 0:
+        _keep_item_features(T, S, W, i, row.item)
     if shape[c.HAS_LM] != 0:
         _read(T, S, W, slot, token, row.kind, W.gaps[i])
         W.hidden[i] = W.q
@@ -147,6 +146,6 @@ def step(T, S, W, rows, columns, tiers):
         if tiers[i] == SILENT:
             continue
         if mode == c.CLICKS:
-            recommend(T, S, W, i, _recent(T, S, W, slot, T.shape[c.RING]), rows[i].event_ts_ns, tiers[i])
+            recommend(T, S, W, i, slot, recent(T, S, W, slot, T.shape[c.RING]), rows[i].event_ts_ns, tiers[i])
         elif mode == c.MARKET and tiers[i] > PRIOR:
             signal(T, W, i)

@@ -15,21 +15,25 @@ from streamai.events import MARKET
 from streamai.flow import Flow
 from streamai.kernels import context as c
 from streamai.kernels import lm, quant, rank
+from streamai.kernels.inputs import HEAD_INPUTS, TEXT
 from streamai.kernels.lm import UNKNOWN, matvec
 from streamai.kernels.maths import ordered_dot
 from streamai.layout import BOOK_CELLS, HEADER_CELLS, Layout
-from streamai.model.weights import Weights, number
+from streamai.model.weights import Weights, number, shaped
 from streamai.plan import Plan
 
 SCANNED = 64
 """Best items of the catalogue scan that are scored exactly."""
 POPULAR = 24
 """Recently popular items among the candidates."""
+OWN = 64
+"""Most items of the key's own ring among them, beside those that come in anyhow."""
 BLOCK = 16
 
 LM = ("unknown", *lm.ARRAYS)
 MATRICES = ("Wg", "Wo", "W1", "W2")
-HEAD = ("head_mean", "head_inv", "head_w", "head_b", "head_Wz", "head_W2", "head_bu", "head_Wu")
+HEAD = ("head_mean", "head_inv", "head_w", "head_b", "head_Wz", "head_W2", "head_bu", "head_Wu",
+        "head_items")  # fmt: skip
 SIGNAL = ("sig_W1", "sig_b1", "sig_W2", "sig_b2", "sig_temp")
 _RANKS = {
     "Wq": 2, "Ws": 2, "Wc": 2,
@@ -159,10 +163,39 @@ def _by_words(weights: Weights, catalogue: Catalogue, item, bias, known) -> None
 def _heads(weights: Weights | None) -> dict[str, np.ndarray]:
     found = {} if weights is None else weights.arrays
     names = ("feat_mean", "feat_inv", *HEAD, *SIGNAL)
-    return {
+    out = {
         n: np.ascontiguousarray(found[n], "f4") if n in found else np.zeros((0,) * _RANKS.get(n, 1), "f4")
         for n in names
     }
+    if 0 < len(out["head_w"]) < HEAD_INPUTS:  # of a file with eight inputs: the others weigh nothing
+        for name in ("head_mean", "head_inv", "head_w", "head_Wz"):
+            missing = HEAD_INPUTS - len(out[name])
+            out[name] = np.concatenate([out[name], np.zeros((missing, *out[name].shape[1:]), "f4")])
+    return out
+
+
+def _text(weights: Weights | None, catalogue: Catalogue | None) -> np.ndarray:
+    """Text vectors of length 1 by catalogue index, zeros where there is none; no rows without any.
+
+    From the file's own array by vocabulary, or from the catalogue's vectors by the file's axes.
+    """
+    found = {} if weights is None or catalogue is None else weights.arrays
+    out = np.zeros((0 if catalogue is None else len(catalogue.available), TEXT), "f4")
+    if "text" in found:
+        rows = shaped(weights, "text", len(weights.vocabulary), TEXT)
+        row = {item_id: v for v, item_id in enumerate(weights.vocabulary)}
+        for i, item_id in enumerate(catalogue.ids):
+            if item_id in row:
+                out[i] = rows[row[item_id]]
+    elif "text_pca" in found and found["text_pca"].shape[1] == TEXT and catalogue.vectors is not None:
+        for i in range(catalogue.n):
+            matvec(catalogue.vectors[i], found["text_pca"], out[i])
+    else:
+        return out[:0]
+    for v in out:
+        size = float(np.sqrt(ordered_dot(v, v)))
+        v /= np.float32(max(size, 1e-9))
+    return out
 
 
 def _price_z(catalogue: Catalogue | None) -> np.ndarray:
@@ -213,6 +246,7 @@ def arrays_of(flow: Flow, plan: Plan, item_plan: Plan, catalogue, weights: Weigh
     arrays["available"] = np.zeros(0, "u1") if catalogue is None else catalogue.available.copy()
     arrays["scannable"] = arrays["available"] & known if catalogue is not None else arrays["available"]
     arrays["price_z"] = _price_z(catalogue)
+    arrays["text"] = _text(weights, catalogue)
     return arrays
 
 
@@ -231,7 +265,9 @@ def shape_of(
         c.SIDES: 8 if market else 0, c.TOP_K: flow.top_k, c.CANDIDATES: flow.candidates, c.SCANNED: SCANNED,
         c.POPULAR: POPULAR, c.HIST: flow.counts.window, c.SCORED_ITEMS: flow.counts.scored,
         c.EXCLUDE_SEEN: int(flow.exclude_seen), c.HAS_LM: int(weights is not None),
-        c.HAS_HEAD: int(len(arrays["head_w"]) > 0), **sizes,
+        c.HAS_HEAD: int(len(arrays["head_w"]) > 0), c.OWN: OWN,
+        c.HEAD_OLD: int(weights is not None and len(weights.arrays.get("head_w", ())) == 8),
+        c.CALIBRATED: int(weights is not None and bool(weights.header.get("calibrated"))), **sizes,
     }  # fmt: skip
     assert BOOK_CELLS == 8
     for at, value in values.items():

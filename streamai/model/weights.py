@@ -10,8 +10,9 @@ are two arrays, their UTF-8 bytes joined and where each begins.
 The other arrays, f4 (V rows, width d, L layers, mlp m, S side features, F features, Hd hidden units):
 LM, see `kernels/lm.py`: item[V, d] bias[V] unknown[64, d] kind_emb[8, d] gap_emb[64, d] Wside[S, d]
 Wg[L, d, 4d] bg[L, 4d] cw[L, 4, d] cb[L, d] lam[L, d] gap_w[L, d] Wo[L, d, d] W1[L, d, 2m] W2[L, m, d]
-final_gain[d]; features feat_mean[F] feat_inv[F]; ranking head, see `kernels/rank.py`: head_mean[8]
-head_inv[8] head_w[8] head_b[1] head_Wz[8, Hd] head_W2[Hd] head_bu[Hd] head_Wu[d + F, Hd]; signal head of
+final_gain[d]; features feat_mean[F] feat_inv[F]; ranking head, see `kernels/rank.py`: head_mean[16]
+head_inv[16] head_w[16] head_b[1] head_Wz[16, Hd] head_W2[Hd] head_bu[Hd] head_Wu[d + F + 3, Hd]
+head_items[item F], in older files 8 for 16 and nothing for the 3 and head_items; text[V, 32]; signal head of
 H horizons: sig_W1[d + F (+ S), Hd] sig_b1[Hd] sig_W2[Hd, 3H] sig_b2[3H] sig_temp[H];
 text of items (T numbers each): text_P[T, d] text_p[T + 1] text_pca[T, 32].
 
@@ -35,6 +36,7 @@ from pathlib import Path
 import numpy as np
 
 from streamai.errors import ModelError
+from streamai.kernels.inputs import HEAD_INPUTS, RING_INPUTS
 
 MAGIC, VERSION = b"STREAMAI", 2
 READS = (1, 2)
@@ -48,6 +50,8 @@ LANES = 16
 """Widths that the kernels walk are multiples of this."""
 SIDES = {"clicks": 2, "market": 8}
 """Most side features an event of a kind can have: what fits into its entry of the ring."""
+_OLD_INPUTS = 8
+"""Inputs of a candidate in the heads of the first files."""
 _HIDDEN = {"head_Wz": 1, "head_W2": 0, "head_bu": 0, "head_Wu": 1, "sig_W1": 1, "sig_b1": 0, "sig_W2": 0}
 """Arrays of a head with the axis of its hidden units."""
 _IDS, _IDS_AT = "vocabulary_bytes", "vocabulary_at"
@@ -331,10 +335,14 @@ def _check_text(weights: Weights) -> None:
 
 def _check_ranking(weights: Weights, features: int) -> None:
     hidden, inputs = len(shaped(weights, "head_W2", None)), weights.header["d"] + features
-    shapes = {"mean": (8,), "inv": (8,), "w": (8,), "b": (1,), "Wz": (8, hidden), "bu": (hidden,),
+    z = HEAD_INPUTS if len(shaped(weights, "head_w", None)) != _OLD_INPUTS else _OLD_INPUTS
+    inputs += RING_INPUTS if z == HEAD_INPUTS else 0
+    shapes = {"mean": (z,), "inv": (z,), "w": (z,), "b": (1,), "Wz": (z, hidden), "bu": (hidden,),
               "Wu": (inputs, hidden)}  # fmt: skip
     for name, shape in shapes.items():
         shaped(weights, f"head_{name}", *shape)
+    if "head_items" in weights.arrays and len(shaped(weights, "head_items", None)) > features:
+        raise ModelError(f"{weights.path}: head_items weighs more item features than there are features")
 
 
 def _check_signal(weights: Weights, features: int) -> None:

@@ -6,13 +6,20 @@ import numpy as np
 
 from streamai.kernels import context as c
 from streamai.kernels import lm
+from streamai.kernels.inputs import HEAD_INPUTS, NEWEST, RING_INPUTS, TEXT
 from streamai.plan import Plan
+
+
+def item_cells(item_plan: Plan) -> int:
+    """8-byte cells of an item's row."""
+    return 1 + item_plan.cells + (len(item_plan.names) + 1) // 2
 
 
 def of_state(slab, counts, catalogue, item_plan: Plan, digest: int) -> dict[str, np.ndarray]:
     """State arrays by name: views of the slab's rows, item rows, counts, clock. All zero = nothing seen."""
     n = len(catalogue.available) if catalogue is not None and item_plan.names else 0
-    items = np.zeros((n, 1 + item_plan.cells), "f8")
+    # newest event time, state of the views, their outputs as of the newest event
+    items = np.zeros((n, item_cells(item_plan)), "f8")
     clock = np.zeros(c.CLOCK_SIZE, "i8")
     clock[c.LEARN] = 1
     return {
@@ -20,7 +27,7 @@ def of_state(slab, counts, catalogue, item_plan: Plan, digest: int) -> dict[str,
         "rows_i8": slab.view("i8"), "rows_f4": slab.view("f4"),
         "rows_u1": slab.rows, "rows_u2": slab.view("u2"), "rows_u8": slab.view("u8"),
         "dirty": slab.dirty, "dirty_slots": slab.dirty_slots, "recent": slab.recent,
-        "items_f8": items, "items_i8": items.view("i8"),
+        "items_f8": items, "items_i8": items.view("i8"), "items_f4": items.view("f4"),
         "item_dirty": np.zeros(n, "u1"), "item_dirty_list": np.zeros(n, "i4"),
         "clock": clock, "digest": np.array([digest], "u8"),
         **counts.arrays(),
@@ -41,6 +48,7 @@ def of_work(
     hidden = max(len(tables["head_bu"]), len(tables["sig_b1"]))
     m = int(lm.hidden_units(tables["W2"], tables["Ws"], d)) if d else 0
     recommends = shape[c.MODE] == c.CLICKS
+    ring = max(int(shape[c.RING]), int(shape[c.HIST]), 1)
     pool = 16 + 4 * int(shape[c.SCANNED])
     return {
         "slots": np.zeros(batch_max, "i4"), "gaps": np.zeros(batch_max, "i4"),
@@ -49,14 +57,17 @@ def of_work(
         "lm_state": np.zeros(int(shape[c.LM_FLOATS]), "f4"),
         "side": np.zeros(8, "i1"), "side_f4": np.zeros(8, "f4"),
         "q": np.zeros(d, "f4"),
-        "hist": np.zeros(max(int(shape[c.RING]), int(shape[c.HIST]), 1), "i4"),
+        "hist": np.zeros(ring, "i4"),
         "acc": np.zeros(n, "f4"), "touched": np.zeros(linked, "i4"), "stamp": np.zeros(n, "i8"),
         "age": np.zeros(n, "i4"), "exclude": np.zeros(n, "u1"),
         "words": np.zeros(d, "i2"), "top": np.zeros(pool, "i4"), "top_s": np.zeros(pool, "f4"),
         "best": np.zeros(linked, "i4"), "best_s": np.zeros(linked, "f4"),
         "cand": np.zeros(candidates, "i4"), "cand_s": np.zeros(candidates, "f4"),
-        "z": np.zeros((candidates, 8), "f4"),
+        "z": np.zeros((candidates, HEAD_INPUTS), "f4"),
         "found": np.zeros(1, "i8"), "user": np.zeros(hidden, "f4"),
+        "own": np.zeros(ring, "i4"), "recent": np.zeros(ring, "f4"), "since": np.zeros(ring, "f4"),
+        "span": np.zeros(ring, "f4"), "ring": np.zeros(RING_INPUTS, "f4"), "newest": np.zeros(NEWEST, "f4"),
+        "zn": np.zeros(HEAD_INPUTS, "f4"), "text": np.zeros(TEXT, "f4"),
         "status": np.zeros(batch_max, "u1"), "features": np.zeros((batch_max, features), "f4"),
         "hidden": np.zeros((batch_max, d), "f4"),
         "items": np.full((batch_max, width if recommends else 0), -1, "i4"),

@@ -107,6 +107,7 @@ def export(
         "heads": heads,
         "horizons": list(horizons),
         "plan": plan,
+        "calibrated": bool(head) and "head_items" in head,
         "vocabulary": vocabulary,
         **model.flags(),
     }

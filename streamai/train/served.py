@@ -17,6 +17,7 @@ from streamai.engine import Engine
 from streamai.errors import InputError
 from streamai.events import Events
 from streamai.flow import Flow
+from streamai.kernels.inputs import HEAD_INPUTS, RING_INPUTS
 from streamai.replay.produce import rows_of
 from streamai.scored import LATE
 from streamai.train.fit import progress
@@ -84,14 +85,14 @@ def served(flow: Flow, table: pl.DataFrame, wanted: np.ndarray, console: Console
 def log_candidates(
     flow: Flow,
     table: pl.DataFrame,
-    target: list[str | None],
+    target: list[list[str] | None],
     *,
     hide_seen: bool = False,
     console: Console | None = None,
 ) -> Logged:
-    """Candidates after each row that has a target (the id of the key's next item), rows fed in order.
+    """Candidates after each row that has a target (the ids of the key's next basket), rows fed in order.
 
-    The target's own event must come later in the table, or not at all. hide_seen: items that the key has met
+    The targets' own events must come later in the table, or not at all. hide_seen: items that the key has met
     are no candidates (the whole history, not only the ring), as where repeats are not asked for.
     """
     engine = _engine(flow)
@@ -126,12 +127,13 @@ class _Log:
     def __init__(self, engine: Engine, n: int) -> None:
         self.engine, self.n = engine, 0
         width = engine.arrays["z"].shape[0]
-        users = engine.arrays["hidden"].shape[1] + engine.arrays["features"].shape[1]
-        self.z = np.zeros((n, width, 8), np.float32)
-        self.count, self.target = np.zeros(n, np.int32), np.full(n, -1, np.int32)
+        users = engine.arrays["hidden"].shape[1] + engine.arrays["features"].shape[1] + RING_INPUTS
+        self.z = np.zeros((n, width, HEAD_INPUTS), np.float32)
+        self.items = np.full((n, width, len(engine.item_plan.names)), np.nan, np.float32)
+        self.count, self.target = np.zeros(n, np.int32), np.zeros((n, width), np.float32)
         self.user = np.zeros((n, users), np.float32)
 
-    def step(self, event: Events, target: str, met: list[int]) -> None:
+    def step(self, event: Events, target: list[str], met: list[int]) -> None:
         """Score one event with the items `met` left out, and keep its candidates."""
         a = self.engine.arrays
         hide = np.array([i for i in met if i >= 0], np.int64)
@@ -142,16 +144,18 @@ class _Log:
             return
         n = int(a["found"][0])
         self.z[self.n, :n] = a["z"][:n]
+        if self.items.shape[2]:
+            self.items[self.n, :n] = self.engine.item_features(a["cand"][:n])
         self.count[self.n] = n
-        hit = np.flatnonzero(a["cand"][:n] == self.engine.catalogue.index(target))
-        if len(hit):
-            self.target[self.n] = hit[0]
-        self.user[self.n] = np.concatenate([scored.hidden[0], scored.features[0]])
+        for item in target:
+            hit = np.flatnonzero(a["cand"][:n] == self.engine.catalogue.index(item))
+            self.target[self.n, hit] += 1 / len(target)
+        self.user[self.n] = np.concatenate([scored.hidden[0], scored.features[0], a["ring"]])
         self.n += 1
 
     def done(self) -> Logged:
         n = self.n
-        return Logged(self.z[:n], self.count[:n], self.target[:n], self.user[:n])
+        return Logged(self.z[:n], self.items[:n], self.count[:n], self.target[:n], self.user[:n])
 
 
 def _engine(flow: Flow) -> Engine:

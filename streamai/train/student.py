@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -101,7 +101,8 @@ def fit_student(
         run = f"{digest(seq)} {shape} {options.recipe} {options.dropout} {options.distil}"
         checkpoint = Checkpoint(options.checkpoint, run) if options.checkpoint else None
         records = fit(model, seq, options.recipe, lambda: places.figures(model), console, checkpoint, loss_of)
-        figures["lm"] = records[-1] | {"seconds": sum(r["seconds"] for r in records)}
+        best = max(records, key=lambda r: r.get("ndcg@10", r["epoch"]))["epoch"]
+        figures["lm"] = records[-1] | {"seconds": sum(r["seconds"] for r in records), "best_epoch": best}
     if text is not None:
         words |= text_arrays(model, text)
     figures["lm"] |= {"keys": len(seq), "events": seq.events, "items": shape.vocabulary}
@@ -111,6 +112,24 @@ def fit_student(
     table.measure("distilled" if options.distil else "trained", model)
     model = compress(model, seq, options.recipe, options.compression, table, console, loss_of)
     return model, figures | {"compression": table.rows}
+
+
+def fit_again(
+    shape: Shape, seq: Sequences, like: EventLM, epochs: int, options, console: Console,
+    text: np.ndarray | None, words: dict,
+) -> tuple[EventLM, dict]:  # fmt: skip
+    """An LM trained as `like` was, on more events: nothing is left to choose by, so for as many epochs as
+    were best for `like`, and in 8 bits and halves where `like` is."""
+    torch.manual_seed(options.recipe.seed)
+    model = EventLM(shape, options.dropout, options.time)
+    if text is not None:
+        with_text(model, text, options.text_bound)
+    records = fit(model, seq, replace(options.recipe, epochs=epochs, patience=0), console=console)
+    model.int8, model.halves = like.int8, like.halves
+    if text is not None:
+        words |= text_arrays(model, text)
+    figures = {"keys": len(seq), "events": seq.events, "items": shape.vocabulary}
+    return model, records[-1] | figures | {"seconds": sum(r["seconds"] for r in records)}
 
 
 def validation_of(model, places: Places) -> Callable[[], dict[str, float]]:
