@@ -1,4 +1,4 @@
-"""Compression: what is pruned did least, low rank is the best of its rank, 8 bits stay where they cost little."""
+"""Compression: what is pruned did least, low rank is the best there is, 8 bits stay where they are cheap."""
 
 import numpy as np
 import pytest

@@ -59,7 +59,7 @@ def test_attention_is_softmax_with_biases_of_distance_and_time():
     silu = lambda v: v / (1 + np.exp(-v))  # noqa: E731
     for k in range(2):
         p = {n.split(".")[2]: v for n, v in w.items() if n.startswith(f"blocks.{k}.")}
-        q, key, value = np.split(rms(x) @ p["Wqkv"], 3, 1)
+        q, key, value = (rms(x) @ w[f"blocks.{k}.{n}.weight"].T for n in "qkv")
         out = np.zeros_like(x)
         for h in range(2):
             cut = slice(8 * h, 8 * h + 8)
@@ -72,9 +72,9 @@ def test_attention_is_softmax_with_biases_of_distance_and_time():
                     score.append(q[i, cut] @ key[j, cut] / np.sqrt(8) + bias)
                 share = np.exp(score) / np.exp(score).sum()
                 out[i, cut] = share @ value[: i + 1, cut]
-        x = x + out @ p["Wo"]
-        f, g = np.split(rms(x) @ p["W1"], 2, 1)
-        x = x + (silu(f) * g) @ p["W2"]
+        x = x + out @ w[f"blocks.{k}.out.weight"].T
+        f, g = (rms(x) @ w[f"blocks.{k}.{n}.weight"].T for n in ("gate", "up"))
+        x = x + (silu(f) * g) @ w[f"blocks.{k}.down.weight"].T
     assert got == pytest.approx(rms(x) * w["final_gain"], abs=2e-4)
 
 
@@ -117,7 +117,7 @@ def test_every_event_is_asked_about_once_with_as_long_a_context_as_there_is(n, w
 def test_answers_are_the_teachers_chances(tmp_path):
     seq, vocab = made()
     model = teacher_of(vocab)
-    store(model, seq, tmp_path, {"name": "t"}, QUIET, k=6)
+    store([model], seq, tmp_path, {"name": "t"}, QUIET, k=6)
     ids, logs = (np.load(tmp_path / f"{n}.npy") for n in ("ids", "logs"))
     assert ids.shape == logs.shape == (seq.events, 6) and ids.dtype == np.uint16
     b = batch(seq, seq.start[4:5], np.array([3]), len(vocab))
@@ -179,7 +179,7 @@ def test_a_student_of_a_good_teacher_learns_more_than_by_itself(tmp_path):
         def eval(self):
             return self
 
-    store(Truth(), seq, tmp_path, {}, QUIET, k=8)
+    store([Truth()], seq, tmp_path, {}, QUIET, k=8)
     loss_of, _ = loss_from(tmp_path, seq)
     apart = {}
     for name, loss in (("alone", None), ("distilled", loss_of)):

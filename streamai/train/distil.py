@@ -34,26 +34,35 @@ def digest(seq: Sequences) -> str:
     return hashlib.blake2b(seq.token.tobytes(), digest_size=8).hexdigest()
 
 
-def store(teacher, seq: Sequences, folder: str | Path, facts: dict, console: Console, k: int = K) -> None:
-    """Ask the teacher about every position of `seq` and write the folder; `about.json` last."""
-    folder, V = Path(folder), teacher.shape.vocabulary
+def log_chances(models: list, row: int, cut: slice, outputs: list) -> torch.Tensor:
+    """Logarithms of the next item's chances f4[n, V] at some places of a row; of several models the mean."""
+    total = 0
+    for model, q in zip(models, outputs):
+        total = total + torch.log_softmax(q[row, cut] @ model.items().t() + model.bias, -1)
+    return total if len(models) == 1 else torch.log_softmax(total / len(models), -1)
+
+
+def store(models: list, seq: Sequences, folder: str | Path, facts: dict, console: Console, k: int = K) -> None:
+    """Ask a teacher, or several whose logarithms are averaged, about every position of `seq`; write the folder,
+    `about.json` last. Models are called as `EventLM` is."""
+    folder, V = Path(folder), models[0].shape.vocabulary
     folder.mkdir(parents=True, exist_ok=True)
     k = min(k, V)
     kind = np.uint16 if V <= 1 << 16 else np.int32
     ids = np.lib.format.open_memmap(folder / "ids.npy", "w+", kind, (seq.events, k))
     logs = np.lib.format.open_memmap(folder / "logs.npy", "w+", np.float16, (seq.events, k))
-    first, length, skip = stretches(seq, getattr(teacher.shape, "window", 200))
+    first, length, skip = stretches(seq, min(getattr(m.shape, "window", 200) for m in models))
     order = np.argsort(length, kind="stable")
-    teacher.eval()
+    for model in models:
+        model.eval()
     with progress(console) as bar, torch.no_grad():
         task = bar.add_task("asking the teacher", total=len(order), note="")
         for at in range(0, len(order), 32):
             rows = order[at : at + 32]
             b = batch(seq, first[rows], length[rows], V)
-            q = teacher(b.token, b.kind, b.gap, b.side)
+            outputs = [m(b.token, b.kind, b.gap, b.side) for m in models]
             for i, r in enumerate(rows):
-                kept = q[i, skip[r] : length[r]]
-                chance = torch.log_softmax(kept @ teacher.items().t() + teacher.bias, -1)
+                chance = log_chances(models, i, slice(int(skip[r]), int(length[r])), outputs)
                 best, which = chance.topk(k, -1)
                 where = slice(first[r] + skip[r], first[r] + length[r])
                 ids[where], logs[where] = which.numpy().astype(kind), best.numpy().astype(np.float16)

@@ -58,13 +58,18 @@ def rate_at(step: int, steps: int, warm_up: int) -> float:
     return 0.01 + 0.495 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
+def noisy(b: Batch, recipe: Recipe, vocabulary: int, rng: torch.Generator) -> torch.Tensor:
+    """The batch's tokens with the recipe's share replaced by random unknown ones."""
+    if not recipe.unknown:
+        return b.token
+    swap = torch.rand(b.token.shape, generator=rng) < recipe.unknown
+    other = vocabulary + torch.randint(0, UNKNOWN, b.token.shape, generator=rng)
+    return torch.where(swap, other, b.token)
+
+
 def hidden_of(model, b: Batch, recipe: Recipe, rng: torch.Generator) -> torch.Tensor:
     """What the model says f4[M, d] after the events before the batch's targets."""
-    token = b.token
-    if recipe.unknown:
-        swap = torch.rand(token.shape, generator=rng) < recipe.unknown
-        other = model.shape.vocabulary + torch.randint(0, UNKNOWN, token.shape, generator=rng)
-        token = torch.where(swap, other, token)
+    token = noisy(b, recipe, model.shape.vocabulary, rng)
     return model(token, b.kind, b.gap, b.side).reshape(-1, model.shape.d)[b.at]
 
 

@@ -215,10 +215,14 @@ def in_int8(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(x * np.expand_dims(scale, axis)).astype(np.int8), step
 
 
+FREE = ("cw", "kind_emb", "gap_emb", "unknown", "position", "time_bias")
+"""Tables that weight decay does not pull to zero."""
+
+
 def groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Parameter groups: matrices decay; biases, gains, time constants and rarely met tables do not."""
     decay, free = [], []
     for name, p in model.named_parameters():
         bare = name.rsplit(".", 1)[-1]
-        (decay if p.ndim == 2 and bare not in ("cw", "kind_emb", "gap_emb", "unknown") else free).append(p)
+        (decay if p.ndim == 2 and bare not in FREE else free).append(p)
     return [{"params": decay, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]

@@ -50,7 +50,7 @@ def teach(flow: Flow, table: pl.DataFrame, out: str | Path, options, console: Co
         figures["last_event"] = leave_one_out(model, data.everything, 1, seen=not options.hide_seen)
     teachers.save(out, model, figures)
     if options.answers:
-        store(model, data.lm, options.answers, figures, console)
+        store([model], data.lm, options.answers, figures, console)
     return {"model": str(out), "path": str(out), "teacher": figures}
 
 

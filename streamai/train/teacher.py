@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from streamai.errors import ModelError
-from streamai.train.model import GAPS, KINDS, UNKNOWN, product, rms
+from streamai.train.model import GAPS, KINDS, UNKNOWN, rms
 
 
 @dataclass(frozen=True)
@@ -38,31 +38,52 @@ class TeacherShape:
         return asdict(self)
 
 
+def linear(inputs: int, outputs: int, spread: float = 1.0) -> nn.Linear:
+    """A matrix without bias; spread scales what it begins with."""
+    module = nn.Linear(inputs, outputs, bias=False)
+    nn.init.normal_(module.weight, std=spread / math.sqrt(inputs))
+    return module
+
+
 class TeacherLayer(nn.Module):
-    """Biased causal attention and a gated MLP, each on a residual branch."""
+    """Biased causal attention and a gated MLP, each on a residual branch.
+
+    Matrices are modules of their own and heads are found by width, so that a part of the heads and hidden
+    units can be had by each of several processes (`train/parallel.py`): `first_head` is then its first.
+    """
 
     def __init__(self, s: TeacherShape, dropout: float) -> None:
         super().__init__()
-        d, m, self.heads, self.m, self.dropout = s.d, s.mlp, s.heads, s.mlp, dropout
-        self.Wqkv = nn.Parameter(torch.randn(d, 3 * d) / math.sqrt(d))
-        self.Wo = nn.Parameter(torch.randn(d, d) / math.sqrt(d * 2 * s.layers))
-        self.W1 = nn.Parameter(torch.randn(d, 2 * m) / math.sqrt(d))
-        self.W2 = nn.Parameter(torch.randn(m, d) / math.sqrt(m * 2 * s.layers))
+        d, m, calm = s.d, s.mlp, 1 / math.sqrt(2 * s.layers)
+        self.width, self.first_head, self.dropout = d // s.heads, 0, dropout
+        self.q, self.k, self.v = linear(d, d), linear(d, d), linear(d, d)
+        self.out = linear(d, d, calm)
+        self.gate, self.up, self.down = linear(d, m), linear(d, m), linear(m, d, calm)
         self.position = nn.Parameter(torch.zeros(s.window, s.heads))
         self.time_bias = nn.Parameter(torch.zeros(GAPS, s.heads))
 
-    def forward(self, x: torch.Tensor, bias: torch.Tensor, half: bool) -> torch.Tensor:
-        """x f4[B, T, d]; bias f4[B or 1, H, T, T], -inf on the future."""
-        B, T, d = x.shape
-        q, k, v = product(rms(x), self.Wqkv, half).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        if half:
-            q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
-        weight = (q @ k.transpose(-1, -2)) * (1 / math.sqrt(q.shape[-1])) + bias.to(q.dtype)
-        weight = F.dropout(weight.softmax(-1), self.dropout, self.training)
-        y = (weight @ v).transpose(1, 2).reshape(B, T, d)
-        x = x + F.dropout(product(y.float(), self.Wo, half), self.dropout, self.training)
-        f, g = product(rms(x), self.W1, half).split(self.m, -1)
-        return x + F.dropout(product(F.silu(f) * g, self.W2, half), self.dropout, self.training)
+    def bias(self, distance: torch.Tensor, between: torch.Tensor | None, heads: int) -> torch.Tensor:
+        """Of this process's heads, f4[B or 1, heads, T, T]; -inf on the future."""
+        mine = slice(self.first_head, self.first_head + heads)
+        out = self.position[:, mine][distance.clamp(min=0)].permute(2, 0, 1)[None]
+        if between is not None:
+            out = out + F.embedding(between, self.time_bias[:, mine]).permute(0, 3, 1, 2)
+        return out.masked_fill((distance < 0)[None, None], -1e9)
+
+    def forward(self, x: torch.Tensor, distance, between, half: bool) -> torch.Tensor:
+        """x f4[B, T, d]; distance i8[T, T] in events, negative in the future; between i8[B, T, T] or None."""
+        B, T, _ = x.shape
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+            n = rms(x)
+            q, k, v = (f(n).view(B, T, -1, self.width).transpose(1, 2) for f in (self.q, self.k, self.v))
+            weight = (q @ k.transpose(-1, -2)) / math.sqrt(self.width)
+            weight = weight + self.bias(distance, between, q.shape[1]).to(weight.dtype)
+            weight = F.dropout(weight.softmax(-1).to(v.dtype), self.dropout, self.training)
+            y = self.out((weight @ v).transpose(1, 2).reshape(B, T, -1))
+            x = x + F.dropout(y.float(), self.dropout, self.training)
+            n = rms(x)
+            y = self.down(F.silu(self.gate(n)) * self.up(n))
+            return x + F.dropout(y.float(), self.dropout, self.training)
 
 
 class Teacher(nn.Module):
@@ -85,26 +106,31 @@ class Teacher(nn.Module):
 
     def forward(self, token, kind, gap, side=None) -> torch.Tensor:
         """q f4[B, T, d] after each event; arguments as of `EventLM.forward`, T at most the window."""
-        T = token.shape[1]
-        if self.shape.window < T:
-            raise ModelError(f"teacher: {T} events, its window is {self.shape.window}")
+        return self.read(self.embed(token, kind, gap, side), gap)
+
+    def embed(self, token, kind, gap, side=None) -> torch.Tensor:
+        """What the first block takes, f4[B, T, d]."""
+        if self.shape.window < token.shape[1]:
+            raise ModelError(f"teacher: {token.shape[1]} events, its window is {self.shape.window}")
         x = F.embedding(token, torch.cat([self.item, self.unknown])) + F.embedding(kind, self.kind_emb)
         if self.time:
             x = x + F.embedding(gap, self.gap_emb)
         if self.shape.side:
             x = x + side @ self.Wside
-        x = F.dropout(x, self.dropout, self.training)
-        at = torch.arange(T, device=token.device)
-        distance = (at[:, None] - at[None]).clamp(min=0)
-        future = (at[:, None] < at[None])[None, None]
+        return F.dropout(x, self.dropout, self.training)
+
+    def read(self, x: torch.Tensor, gap: torch.Tensor) -> torch.Tensor:
+        """All blocks and the final gain: f4[B, T, d] -> q f4[B, T, d]."""
+        return rms(self.through(x, gap, self.blocks)) * self.final_gain
+
+    def through(self, x: torch.Tensor, gap: torch.Tensor, blocks) -> torch.Tensor:
+        """Some of the blocks."""
+        at = torch.arange(x.shape[1], device=x.device)
+        distance = at[:, None] - at[None]
         between = time_between(gap) if self.time else None
-        half = self.half and self.training
-        for block in self.blocks:
-            bias = block.position[distance].permute(2, 0, 1)[None]
-            if between is not None:
-                bias = bias + F.embedding(between, block.time_bias).permute(0, 3, 1, 2)
-            x = block(x, bias.masked_fill(future, -1e9), half)
-        return rms(x) * self.final_gain
+        for block in blocks:
+            x = block(x, distance, between, self.half and self.training)
+        return x
 
     def items(self) -> torch.Tensor:
         """The item table f4[V, d]."""
