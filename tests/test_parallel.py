@@ -32,6 +32,8 @@ def test_two_processes_learn_what_one_does(alone, mode):
     assert records[1]["loss"] < records[0]["loss"]
     theirs = dict(other.named_parameters())
     for name, p in model.named_parameters():
+        if not p.numel():
+            continue
         apart = np.abs(p.detach().numpy() - theirs[name].detach().numpy()).max()
         assert apart < 2e-3, f"{name}: {apart}"  # Adam turns a difference of rounding into one of its rate
 

@@ -33,9 +33,10 @@ def made(tmp_path_factory):
     return folder
 
 
-def trained(capsys, *args):
+def trained(capsys, *args, d=16, layers=1):
     """The report of a run of the command."""
-    code = cli.main(["train", *map(str, args), "--d", "16", "--layers", "1", "--epochs", "1", "--json"])
+    sizes = ["--d", str(d), "--layers", str(layers)]
+    code = cli.main(["train", *map(str, args), *sizes, "--epochs", "1", "--json"])
     assert code == 0
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
@@ -203,3 +204,23 @@ def test_errors_say_what_to_do(made, tmp_path):
     with pytest.raises(ModelError, match="leave-one-out"):
         train_clicks(flow, table.head(2), tmp_path / "w", Options(protocol="leave-one-out"), quiet)
     assert cli.main(["train", "agents.recommend", "--events", "x", "--out", "y", "--d", "20"]) == 2
+
+
+def test_teach_ask_and_distil(made, tmp_path, capsys):
+    """A teacher on two processes, its answers beside a student's own, and a student of both."""
+    common = ["agents.recommend", "--events", made / "clicks.parquet", "--protocol", "leave-one-out"]
+    report = trained(
+        capsys, *common, "--teacher", "--out", tmp_path / "t", "--answers", tmp_path / "a", "--nproc", "2",
+        "--parallel", "tensor", "--tune-epochs", "0", d=64, layers=2,
+    )  # fmt: skip
+    assert report["teacher"]["epochs"] == 1 and 0 < report["teacher"]["last_event"]["ndcg@10"] <= 1
+    plain = trained(capsys, *common, "--no-head", "--out", tmp_path / "s.weights")
+    both = trained(
+        capsys, *common, "--of", tmp_path / "t", tmp_path / "s.weights", "--answers", tmp_path / "b"
+    )
+    assert set(both["teacher"]) == {str(tmp_path / "t"), str(tmp_path / "s.weights")}
+    taught = trained(
+        capsys, *common, "--no-head", "--distil", tmp_path / "b", "--out", tmp_path / "d.weights"
+    )
+    assert taught["compression"][0]["step"] == "distilled" and taught["model"] != plain["model"]
+    assert set(taught["teacher"]) == set(both["teacher"])

@@ -76,6 +76,14 @@ def _add_teaching(p) -> None:
     group.add_argument(
         "--answers", metavar="FOLDER", help="with --teacher: keep what it thinks of every event"
     )
+    group.add_argument(
+        "--of", nargs="+", default=(), metavar="FILE", help="with --answers: ask these models, train none"
+    )
+    group.add_argument("--nproc", type=whole(1), default=1, help="processes that train a teacher (1)")
+    group.add_argument(
+        "--parallel", choices=("data", "tensor", "pipeline"), default="data",
+        help="how they share it: rows of a batch, heads and hidden units, or layers (%(default)s)",
+    )  # fmt: skip
     group.add_argument("--distil", metavar="FOLDER", help="learn from a teacher's answers")
     group.add_argument(
         "--alpha",
@@ -159,10 +167,11 @@ def train_file(args, console) -> dict:
         time=timed and not args.no_time, hide_seen=args.hide_seen, head=not args.no_head,
         text=args.text == "auto", text_bound=args.text_bound, lm=args.lm, recipe=recipe, distil=args.distil,
         alpha=args.alpha, checkpoint=args.checkpoint, answers=args.answers,
+        of=tuple(args.of), nproc=args.nproc, parallel=args.parallel,
         compression=Compression(args.prune, args.rank, args.int8, args.state, args.tune_epochs),
         refit=not args.no_refit, fresh=args.fresh,
     )  # fmt: skip
-    if args.teacher:
+    if args.teacher or args.of:
         if market:
             raise SettingsError("--teacher: there are teachers of click flows only")
         return teach(flow, table, out, options, console)

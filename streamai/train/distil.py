@@ -42,9 +42,13 @@ def log_chances(models: list, row: int, cut: slice, outputs: list) -> torch.Tens
     return total if len(models) == 1 else torch.log_softmax(total / len(models), -1)
 
 
-def store(models: list, seq: Sequences, folder: str | Path, facts: dict, console: Console, k: int = K) -> None:
-    """Ask a teacher, or several whose logarithms are averaged, about every position of `seq`; write the folder,
-    `about.json` last. Models are called as `EventLM` is."""
+def store(
+    models: list, seq: Sequences, folder: str | Path, facts: dict, console: Console, k: int = K
+) -> None:
+    """Ask a teacher, or several whose logarithms are averaged, about every position of `seq`.
+
+    Writes the folder, `about.json` last. Models are called as `EventLM` is.
+    """
     folder, V = Path(folder), models[0].shape.vocabulary
     folder.mkdir(parents=True, exist_ok=True)
     k = min(k, V)

@@ -16,6 +16,7 @@ import socket
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
 
@@ -37,6 +38,8 @@ from streamai.train.loss import cross_entropy
 from streamai.train.model import groups
 
 MODES = ("data", "tensor", "pipeline")
+WAIT = timedelta(minutes=10)
+"""A process that hears nothing from the others for so long ends with an error."""
 PARTS = 4
 """Parts of a batch that are on their way through a pipeline at once."""
 
@@ -97,7 +100,7 @@ def _process(rank: int, job: Job, port: int, out: str, say: Callable | None) -> 
     device = torch.device("cuda", rank) if gpu else torch.device("cpu")
     torch.set_num_threads(job.recipe.threads)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or _free_port())}
-    dist.init_process_group("nccl" if gpu else "gloo", rank=rank, world_size=job.nproc)
+    dist.init_process_group("nccl" if gpu else "gloo", rank=rank, world_size=job.nproc, timeout=WAIT)
     try:
         torch.manual_seed(job.recipe.seed)
         model = teachers.Teacher(job.shape, job.dropout, job.time).to(device)

@@ -50,7 +50,8 @@ class Options:
     lm         weights file whose LM is taken as it is; only the head is fitted
     distil     folder of a teacher's answers; alpha: share of the loss that is still the next event's own
     checkpoint file that a training goes on from
-    answers    folder for a teacher's answers
+    answers    folder for a teacher's answers; of: files of the models to ask, in place of training one
+    nproc      processes that train a teacher; parallel: how they share it
     refit      the LM is trained again, up to the end of the fitted time, once the head has learnt beside one
                that had not seen the head's part; not for leave-one-out, where both end at the same place, nor
                where the LM is given, distilled, pruned or of low rank
@@ -74,6 +75,9 @@ class Options:
     compression: Compression = field(default_factory=Compression)
     checkpoint: str | None = None
     answers: str | None = None
+    of: tuple[str, ...] = ()
+    nproc: int = 1
+    parallel: str = "data"
     refit: bool = True
     fresh: bool = False
 

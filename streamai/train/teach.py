@@ -10,12 +10,16 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from streamai.errors import ModelError, SettingsError
 from streamai.flow import Flow
+from streamai.model import weights
+from streamai.train import parallel
 from streamai.train import teacher as teachers
 from streamai.train.checkpoint import Checkpoint
 from streamai.train.data import Sequences
 from streamai.train.distil import digest, store
 from streamai.train.fit import Recipe, fit
+from streamai.train.model import EventLM
 from streamai.train.ranking import leave_one_out
 from streamai.train.student import validation_of
 
@@ -30,19 +34,21 @@ def teach(flow: Flow, table: pl.DataFrame, out: str | Path, options, console: Co
     `options.answers`; return the figures."""
     from streamai.train.recommend import learnt_from  # it imports the student's side
 
+    if options.of:
+        return ask(flow, table, options, console)
     data = learnt_from(flow, table, options)
     shape = teachers.TeacherShape(
         len(data.vocab), options.d, options.layers, max(1, options.d // HEADS_WIDTH), 4 * options.d,
         window=options.recipe.window,
     )  # fmt: skip
-    torch.manual_seed(options.recipe.seed)
-    model = teachers.Teacher(shape, options.dropout, options.time)
-    sizes = f"{model.body_parameters():,} parameters beside the tables"
-    console.print(f"teacher: {data.lm.events:,} events, {sizes}")
-    run = f"{digest(data.lm)} {shape} {options.recipe} {options.dropout}"
-    checkpoint = Checkpoint(options.checkpoint, run) if options.checkpoint else None
+    if options.nproc > 1:
+        job = parallel.Job(
+            shape, data.lm, options.recipe, options.dropout, options.time, options.nproc, options.parallel
+        )
+        model, records = parallel.train(job, console.print)
+    else:
+        model, records = _alone(shape, data, options, console)
     validate = validation_of(model, data.places)
-    records = fit(model, data.lm, options.recipe, validate, console, checkpoint, title="teacher")
     figures = {"epochs": len(records), "seconds": sum(r["seconds"] for r in records)}
     figures |= tune_head(model, data.lm, options, validate, console)
     figures |= {"parameters": model.body_parameters(), **data.places.figures(model)}
@@ -52,6 +58,46 @@ def teach(flow: Flow, table: pl.DataFrame, out: str | Path, options, console: Co
     if options.answers:
         store([model], data.lm, options.answers, figures, console)
     return {"model": str(out), "path": str(out), "teacher": figures}
+
+
+def _alone(shape: teachers.TeacherShape, data, options, console: Console):
+    """A teacher trained in this process, and a record an epoch."""
+    torch.manual_seed(options.recipe.seed)
+    model = teachers.Teacher(shape, options.dropout, options.time)
+    sizes = f"{model.body_parameters():,} parameters beside the tables"
+    console.print(f"teacher: {data.lm.events:,} events, {sizes}")
+    run = f"{digest(data.lm)} {shape} {options.recipe} {options.dropout}"
+    checkpoint = Checkpoint(options.checkpoint, run) if options.checkpoint else None
+    validate = validation_of(model, data.places)
+    return model, fit(model, data.lm, options.recipe, validate, console, checkpoint, title="teacher")
+
+
+def ask(flow: Flow, table: pl.DataFrame, options, console: Console) -> dict:
+    """The answers of models that are there already, averaged: teachers, or LMs of weights files."""
+    from streamai.train.recommend import learnt_from
+
+    if not options.answers:
+        raise SettingsError("--of: give --answers FOLDER, what is to be made of them")
+    data, models, figures = learnt_from(flow, table, options), [], {}
+    for path in options.of:
+        if str(path).endswith(".weights"):
+            file = weights.read(path)
+            if file.vocabulary != data.vocab:
+                raise ModelError(
+                    f"{path}: trained on other items than these events; its answers would be of them"
+                )
+            model = EventLM.of(file)
+            model.int8 = file.int8
+        else:
+            model, _ = teachers.load(path)
+            if model.shape.vocabulary != len(data.vocab):
+                raise ModelError(
+                    f"{path}: a teacher of {model.shape.vocabulary} items, not {len(data.vocab)}"
+                )
+        models.append(model.eval())
+        figures[str(path)] = data.places.figures(model)
+    store(models, data.lm, options.answers, figures, console)
+    return {"model": "answers", "path": options.answers, "teacher": figures}
 
 
 def tune_head(model, seq: Sequences, options, validate, console: Console) -> dict:
