@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -39,6 +39,8 @@ class Catalogue:
     ids, titles, categories, texts  lists of n str ("" = none)
     available u1[cap], price f4[cap]  cap is n padded to a multiple of 16; spare rows are 0 and NaN
     vectors f4[n, T] or None        what `streamai items` made of each item's words; zeros = none
+    attributes                      name -> list of n values of every other column of the file: text, a
+                                    number, a list of texts, or None; what requests filter by
     table, hash0, hash1             for `kernels.index.find`; hash arrays by index
     id_bytes u1[...], id_at i4[n+1] the ids as JSON text without the quotes
     digest                          16 hex digits over everything above, in this order
@@ -54,6 +56,7 @@ class Catalogue:
         texts: Sequence[str] | None = None,
         vectors: np.ndarray | None = None,
         origin: str = "catalogue",
+        attributes: Mapping[str, Sequence] | None = None,
     ) -> None:
         self.ids = list(ids)
         self.n = n = len(self.ids)
@@ -68,6 +71,7 @@ class Catalogue:
         if price is not None:
             self.price[:n] = price
         self.vectors = None if vectors is None else np.ascontiguousarray(vectors, np.float32)
+        self.attributes = {name: list(column) for name, column in sorted((attributes or {}).items())}
         self._index(origin)
         self.digest = self._digest()
 
@@ -110,6 +114,8 @@ class Catalogue:
         h.update(self.price[: self.n].tobytes())
         if self.vectors is not None:
             h.update(self.vectors.tobytes())
+        if self.attributes:
+            h.update(msgspec.json.encode(self.attributes, enc_hook=str))
         return h.hexdigest()
 
     def index(self, item_id: str) -> int:
@@ -134,8 +140,8 @@ class Catalogue:
         ids = before + [s for s in self.ids if s not in known]
         at = [here.get(s, -1) for s in ids]
 
-        def take(column: list[str]) -> list[str]:
-            return [column[i] if i >= 0 else "" for i in at]
+        def take(column: list, missing="") -> list:
+            return [column[i] if i >= 0 else missing for i in at]
 
         return Catalogue(
             ids,
@@ -146,6 +152,7 @@ class Catalogue:
             take(self.texts),
             None if self.vectors is None else np.concatenate([self.vectors, self.vectors[:1] * 0])[at],
             origin="catalogue extended",
+            attributes={name: take(column, None) for name, column in self.attributes.items()},
         )
 
     @classmethod
@@ -159,7 +166,8 @@ class Catalogue:
 
         Columns: id (a must; text or integer), title, price, category, available (or availability), text,
         vector (lists of one length, from `streamai items`). A missing price is NaN, a missing availability
-        is yes, a missing vector zeros. CatalogueError names file, row and column.
+        is yes, a missing vector zeros. Any other column is an attribute that requests may filter by.
+        CatalogueError names file, row and column.
         """
         path = Path(path)
         if not path.is_file():
@@ -186,6 +194,7 @@ class Catalogue:
             [_text(v) for v in columns.get("text", [None] * n)],
             _vectors(columns["vector"], path) if "vector" in columns else None,
             origin=str(path),
+            attributes={name: column for name, column in columns.items() if name not in COLUMNS},
         )
 
 
@@ -200,7 +209,16 @@ def _read_csv(path: Path) -> dict[str, list]:
     for i, row in enumerate(rows):
         if len(row) != len(names):
             raise CatalogueError(f"{path}, row {i}: {len(row)} fields; the header has {len(names)}")
-    return {name: [row[j] for row in rows] for j, name in enumerate(names) if name in COLUMNS}
+    table = {name: [row[j] for row in rows] for j, name in enumerate(names)}
+    return {name: column if name in COLUMNS else _numbers(column) for name, column in table.items()}
+
+
+def _numbers(column: list[str]) -> list:
+    """A CSV column that is not one of COLUMNS: numbers where all of it are, blank = None."""
+    try:
+        return [float(v) if v else None for v in column]
+    except ValueError:
+        return [v or None for v in column]
 
 
 def _read_parquet(path: Path) -> dict[str, list]:
@@ -209,8 +227,7 @@ def _read_parquet(path: Path) -> dict[str, list]:
 
     try:
         file = parquet.ParquetFile(path)
-        names = [c for c in COLUMNS if c in file.schema_arrow.names]
-        return file.read(columns=names).to_pydict()
+        return file.read().to_pydict()
     except pyarrow.ArrowInvalid as e:
         raise CatalogueError(f"{path}: not a parquet file ({e})") from e
 

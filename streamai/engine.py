@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from streamai.asking import Asking
 from streamai.catalogue import Catalogue
 from streamai.deadline import Tier
 from streamai.declaration import duration_ns
@@ -92,7 +93,7 @@ class Engine:
 
         tiers: one Tier, or u1[n]. Takes the first len(result) of the events: fewer than given when more
         than batch_max, or when no clean row is left for a new key (then checkpoint and call again with
-        the rest). Arrays of the result are overwritten by the next step.
+        the rest). Requests among them change no state. Arrays of the result are overwritten by the next step.
         """
         n = min(len(events), self.batch_max, self.counts.room())
         if n < len(events):
@@ -106,7 +107,13 @@ class Engine:
             self.tiers[:n] = tiers[:n]
         # with a scorer of the user's own the kernel makes state only
         work = self.tiers[:n] if self.flow.scorer is None else self.silence[:n]
-        kernel.step(self.tables, self.state, self.work, events.rows, events.columns, work)
+        asked = bool(events.requests)
+        if asked:
+            events = self.asking.put(events)
+            n = len(events)
+        kernel.step(self.tables, self.state, self.work, events.rows, events.columns, work[:n])
+        if asked:
+            self.asking.none()
         if n:
             self.position = int(events.rows["offset"][n - 1]) + 1
         scored = self._scored(events, n)
@@ -249,6 +256,7 @@ class Engine:
             self.batch_max, self.table_arrays, self.plan, self.item_plan, width, linked
         )
         self.work = c.work(self.arrays)
+        self.asking = Asking(self.catalogue, flow.top_k, self.arrays)
         self.tiers = np.zeros(self.batch_max, "u1")
         self.silence = np.full(self.batch_max, Tier.SILENT, "u1")
         self.target = np.full(self.batch_max, np.nan)
@@ -257,7 +265,7 @@ class Engine:
         if self.flow.scorer is not None:
             return self.flow.scorer_width
         if self.catalogue is not None:
-            return self.flow.top_k
+            return self.flow.answer_max
         return 3 * len(self.flow.horizons) if self.model is not None else 0
 
 

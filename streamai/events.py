@@ -8,6 +8,8 @@ import numpy as np
 
 # kinds of a click stream
 VIEW, CLICK, CART, BUY = 1, 2, 3, 4
+# a question, of any stream: it is answered, and changes no state
+REQUEST_KIND, REQUEST = "request", 5
 # kinds of a market stream; either may carry the best prices after the event
 QUOTE, TRADE, CANCEL = 1, 2, 3
 
@@ -101,6 +103,24 @@ MARKET = Schema(
 SCHEMAS = {s.name: s for s in (CLICKS, MARKET)}
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a request asks beside its key; see docs/data.md.
+
+    k           items wanted; 0 = the flow's top_k
+    candidates  i4[m] catalogue indices, only these are ranked; None = the whole catalogue
+    unknown     how many candidates are not in the catalogue
+    exclude     i4[m] indices never to answer with
+    filters     what the items must be, as `catalogue_filter.parse` gives it; () = anything
+    """
+
+    k: int = 0
+    candidates: np.ndarray | None = None
+    unknown: int = 0
+    exclude: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    filters: tuple = ()
+
+
 @dataclass
 class Events:
     """A batch of one partition in offset order. All arrays have n rows.
@@ -109,6 +129,7 @@ class Events:
     columns   f8[n, C]    the schema's columns in its order; NaN = missing
     key_bytes u1[...]     the keys, UTF-8; event i has key_bytes[key_at : key_at + key_len]
     receive_ts_ns         when the fetch that brought the batch came back (0 in replay)
+    requests              offset -> Request, of the rows that are requests; a cut of a batch shares it
     """
 
     topic: str
@@ -118,6 +139,7 @@ class Events:
     key_bytes: np.ndarray
     receive_ts_ns: int = 0
     dead: list = field(default_factory=list)  # wire.dead_letter.DeadLetter, in offset order
+    requests: dict[int, Request] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -125,8 +147,9 @@ class Events:
     def __getitem__(self, cut: slice) -> Events:
         """A view of rows cut.start..cut.stop; shares memory, carries no dead letters."""
         return Events(
-            self.topic, self.partition, self.rows[cut], self.columns[cut], self.key_bytes, self.receive_ts_ns
-        )
+            self.topic, self.partition, self.rows[cut], self.columns[cut], self.key_bytes, self.receive_ts_ns,
+            requests=self.requests,
+        )  # fmt: skip
 
     def key(self, i: int) -> bytes:
         """The bytes of event i's key."""

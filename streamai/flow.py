@@ -57,6 +57,7 @@ class Flow:
     disorder          how far behind the newest event time an event may come before it is late
     catch_up          what events past their deadline get: "prior", "full" or "silent" (state only)
     on_error          a poison event goes to the dead-letter topic, or "stop"s the worker
+    k_max             most items that a request may ask for; 0 = top_k
     exclude_seen      leave out items still in the key's event ring
     """
 
@@ -72,6 +73,7 @@ class Flow:
     output: str = ""
     budget_ms: float = 5.0
     top_k: int = 10
+    k_max: int = 0
     ring: int = 64
     candidates: int = 200
     disorder: str = "10s"
@@ -115,6 +117,11 @@ class Flow:
             raise DeclarationError(
                 f"flow {self.name!r}: candidates={self.candidates} is below top_k={self.top_k}"
             )
+        if self.k_max and not self.top_k <= self.k_max <= self.candidates:
+            raise DeclarationError(
+                f"flow {self.name!r}: k_max={self.k_max}; give top_k={self.top_k} to candidates="
+                f"{self.candidates}, or 0"
+            )
         if not self.output:
             object.__setattr__(self, "output", self._default_output())
 
@@ -141,6 +148,11 @@ class Flow:
     @property
     def item_views(self) -> tuple:
         return tuple(v for v in self.views if v.key == self.schema.item)
+
+    @property
+    def answer_max(self) -> int:
+        """Most items of an answer to a request."""
+        return self.k_max or self.top_k
 
     @property
     def topics(self) -> dict[str, str]:

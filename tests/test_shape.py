@@ -16,8 +16,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = [
     {"errors", "settings", "clock"},
     {"kernels"},
-    {"declaration", "feature", "microstructure", "plan", "flow", "catalogue", "deadline", "events", "scored",
-     "layout"},
+    {"declaration", "feature", "microstructure", "plan", "flow", "catalogue", "catalogue_filter", "asking",
+     "deadline", "events", "scored", "layout"},
     {"state", "model", "wire"},
     {"engine"},
     {"live", "replay", "broker"},

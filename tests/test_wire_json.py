@@ -56,7 +56,7 @@ def check(schema, values, kafka=0):
             dead.append(DeadLetter(100 + i, str(e), value or b""))
     assert events.dead == dead
     assert len(events) == len(good)
-    for i, (offset, key, item, ts, kind, columns) in enumerate(good):
+    for i, (offset, key, item, ts, kind, _, columns) in enumerate(good):
         row = events.rows[i]
         assert events.key(i) == key
         assert (row["hash0"], row["hash1"]) == hash_id(key.decode())

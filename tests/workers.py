@@ -69,13 +69,25 @@ class Stage:
     """A flow's module in a folder of its own, its topic, and its workers."""
 
     def __init__(
-        self, address: str, folder: pathlib.Path, partitions: int = 4, scorer: bool = False, **env: str
+        self,
+        address: str,
+        folder: pathlib.Path,
+        partitions: int = 4,
+        scorer: bool = False,
+        catalogue: bool = False,
+        **env: str,
     ) -> None:
-        """scorer: the flow has a catalogue and a scorer of the user's own, tests.made.eagerness."""
+        """scorer: the flow has a catalogue and a scorer of the user's own, tests.made.eagerness;
+        catalogue: it recommends the items i0 .. i49, of categories a and b in turn."""
         self.address, self.folder, self.partitions, self.env = address, folder, partitions, env
         self.name = "t" + uuid.uuid4().hex[:10]
         self.source, self.scorer = self.name + "-clicks", scorer
         more = f', catalogue=ITEMS, scorer=eagerness, output="{self.name}-scores"' if scorer else ""
+        self.items = folder / "items.csv" if catalogue else None
+        if catalogue:
+            lines = [f"i{i},{'ab'[i % 2]}" for i in range(50)]
+            self.items.write_text("\n".join(["id,category", *lines]))
+            more = f', catalogue="{self.items}", output="{self.name}-recommendations"'
         module = MODULE.format(name=self.name, source=self.source, more=more)
         (folder / f"{self.name}.py").write_text(module)
         admin = AdminClient({"bootstrap.servers": address})
@@ -88,6 +100,11 @@ class Stage:
         from features.clicks import UserClicks
         from streamai.flow import Flow
 
+        if self.items is not None:
+            return Flow(
+                name=self.name, source=self.source, views=(UserClicks,), catalogue=self.items,
+                output=f"{self.name}-recommendations",
+            )  # fmt: skip
         if not self.scorer:
             return Flow(name=self.name, source=self.source, views=(UserClicks,))
         return Flow(
@@ -228,6 +245,22 @@ def click(i: int, user: int, **fields) -> bytes:
     made = {"user_id": f"u{user}", "item_id": f"i{i % 50}", "kind": ("view", "buy")[i % 5 == 0]}
     made |= {"event_ts_ns": START_NS + i * 1_000_000, "price": float(i % 7)}
     return json.dumps(made | fields).encode()
+
+
+def request(user: str, **fields) -> bytes:
+    """One request as JSON."""
+    return json.dumps({"user_id": user, "kind": "request"} | fields).encode()
+
+
+def ask(stage: Stage, *words: str) -> dict:
+    """The answer that `streamai ask` prints as its last line; AssertionError with what it says else."""
+    done = subprocess.run(
+        [sys.executable, "-m", "streamai", "ask", "--flow", stage.name, *words], cwd=stage.folder,
+        env=os.environ | {"STREAMAI_BOOTSTRAP": stage.address, "PYTHONPATH": str(ROOT)} | stage.env,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def id_of(message) -> bytes:

@@ -19,6 +19,7 @@ COMMANDS = {
     "replay": "run a flow over history",
     "parity": "compare what was served with what replay gives",
     "produce": "write a file of events into a topic",
+    "ask": "ask a running worker about a key",
     "record": "write a topic to parquet, in arrival order",
     "convert": "turn a file of events into another format",
     "items": "add text vectors to a catalogue",

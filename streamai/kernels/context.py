@@ -57,6 +57,7 @@ WORK = (
     "acc", "touched", "stamp", "age", "exclude",
     "words", "top", "top_s", "best", "best_s", "cand", "cand_s", "z", "found", "user",
     "own", "recent", "since", "span", "ring", "newest", "zn", "text",  # see inputs.py
+    "asking", "asked", "members", "filters", "cells_f8", "cells_i8",  # see request.py
     "status", "features", "hidden", "items", "scores",
 )  # fmt: skip
 

@@ -73,9 +73,12 @@ def log_return(cells, at, price):
 
 @njit(**leaf)
 def of_event(derived, d, cells, x, kind, item_hash, old):
-    """Value of derived column d. derived[d]: op, four indices into x, mask of kinds, cell."""
+    """Value of derived column d; NaN for kind -1, which is no event.
+
+    derived[d]: op, four indices into x, mask of kinds, cell.
+    """
     op = derived[d, 0]
-    if (derived[d, 5] >> kind) & 1 == 0:
+    if kind < 0 or (derived[d, 5] >> kind) & 1 == 0:
         return np.nan
     a = x[derived[d, 1]]
     b = x[derived[d, 2]]

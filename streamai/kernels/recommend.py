@@ -62,6 +62,13 @@ def _add_own(T, W, n_hist, n, limit, stamp):
 
 
 @njit(**jit)
+def _link(T, S, W, n_hist, t):
+    """The counts' scores of what follows the newest items, into W.acc; returns how many are touched."""
+    scored = min(n_hist, T.shape[c.SCORED_ITEMS])
+    return counts.accumulate(S.ids, S.w, S.pop, S.norm, S.clock, S.tau, W.hist, scored, t, W.acc, W.touched)
+
+
+@njit(**jit)
 def _candidates(T, S, W, n_hist, t, tier):
     """Fills W.cand; returns (number, touched by counts). W.acc holds the counts' scores until cleared."""
     shape = T.shape
@@ -75,9 +82,7 @@ def _candidates(T, S, W, n_hist, t, tier):
                       shape[c.SCANNED], W.top_s, W.top)  # fmt: skip
         n = _add(T, W, W.top, m, n, limit, stamp)
     n = _add_own(T, W, n_hist, n, min(n + shape[c.OWN], limit), stamp)
-    scored = min(n_hist, shape[c.SCORED_ITEMS])
-    touched = counts.accumulate(S.ids, S.w, S.pop, S.norm, S.clock, S.tau, W.hist, scored, t, W.acc,
-                                W.touched)  # fmt: skip
+    touched = _link(T, S, W, n_hist, t)
     m = counts.best(W.acc, W.touched, touched, T.available, W.exclude, limit - n, W.best_s, W.best)
     n = _add(T, W, W.best, m, n, limit - shape[c.POPULAR], stamp)
     n = _add_popular(T, S, W, n, limit, stamp)
@@ -98,27 +103,47 @@ def _score(T, W, i, n):
 
 
 @njit(**jit)
-def recommend(T, S, W, i, slot, n_hist, t, tier):
-    """The best items for the key of row `slot`, whose tokens are in W.hist, into W.items[i] and W.scores[i].
+def _given(T, S, W, given, n_hist, t):
+    """`_candidates` where only the items `given` i4[m] are to be ranked."""
+    S.clock[c.STAMP] += 1
+    n = _add(T, W, given, given.size, 0, W.cand.size, S.clock[c.STAMP])
+    return n, _link(T, S, W, n_hist, t)
 
-    n_hist tokens, newest first.
+
+@njit(**jit)
+def _by_popularity(T, S, W, only, given):
+    """Candidates and their scores at tier PRIOR; how many."""
+    S.clock[c.STAMP] += 1
+    if only:
+        n = _add(T, W, given, given.size, 0, W.cand.size, S.clock[c.STAMP])
+    else:
+        n = _add_popular(T, S, W, 0, T.shape[c.CANDIDATES], S.clock[c.STAMP])
+    most = most_of(S.fast, S.top_fast)
+    for j in range(n):
+        W.cand_s[j] = S.fast[W.cand[j]] / most
+    return n
+
+
+@njit(**jit)
+def recommend(T, S, W, i, slot, n_hist, t, tier, k, only, given):
+    """The k best items for the key of row `slot`, its tokens in W.hist, into W.items[i] and W.scores[i].
+
+    n_hist tokens, newest first; only: nothing but the items `given` i4[m], all different, is ranked.
     T.shape, S and W as in `context`; t event time, ns; tier PRIOR, RANK or FULL. Changes no state.
     """
-    k = T.shape[c.TOP_K]
     mark_ring(T, S, W, slot, n_hist)
     if tier == PRIOR:
-        S.clock[c.STAMP] += 1
-        n = _add_popular(T, S, W, 0, W.cand.size, S.clock[c.STAMP])
-        most = most_of(S.fast, S.top_fast)
-        for j in range(n):
-            W.cand_s[j] = S.fast[W.cand[j]] / most
+        n = _by_popularity(T, S, W, only, given)
     else:
-        n, touched = _candidates(T, S, W, n_hist, t, tier)
+        if only:
+            n, touched = _given(T, S, W, given, n_hist, t)
+        else:
+            n, touched = _candidates(T, S, W, n_hist, t, tier)
         inputs(T, S, W, n, n_hist, t)
         counts.clear(W.acc, W.touched, touched)
         _score(T, W, i, n)
     rank.top_k(W.cand_s, W.cand, n, k, W.items[i], W.scores[i])
     if tier != PRIOR and T.shape[c.CALIBRATED] != 0:
-        rank.to_probabilities(W.cand_s, n, W.scores[i])
+        rank.to_probabilities(W.cand_s, n, W.scores[i, :k])
     W.found[0] = n
     unmark_ring(W, n_hist)

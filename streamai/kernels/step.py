@@ -11,7 +11,9 @@ from numba import njit
 from . import context as c
 from . import counts, half, jit, lm
 from .inputs import recent
+from .lm_state import rebuild, state_of
 from .recommend import recommend
+from .request import answer
 from .signal import signal
 from .take import SCORED, push, take
 from .tokens import market_token
@@ -58,35 +60,12 @@ def _keep_item_features(T, S, W, i, item):
 
 
 @njit(**jit)
-def _state_of(T, S, W, slot):
-    """The row's LM state as floats: the row itself, or W.lm_state where it is kept in halves."""
-    at, n = T.shape[c.LM_AT], T.shape[c.LM_FLOATS]
-    if T.shape[c.HALVES] == 0:
-        return S.rows_f4[slot, at : at + n]
-    half.widen_all(S.rows_u2[slot, 2 * at : 2 * at + n], W.lm_state)
-    return W.lm_state
-
-
-@njit(**jit)
-def _rebuild(T, S, W, slot, state):
-    """LM state of a row that another model made: anew, from its ring."""
-    shape = T.shape
-    at = shape[c.RING_AT]
-    lm.rebuild(
-        S.rows_u1[slot, at : at + shape[c.RING] * shape[c.ENTRY]], shape[c.ENTRY], S.rows_i8[slot, 1], T.item,
-        T.present, T.unknown, T.kind_emb, T.gap_emb, T.Wside, T.Wg, T.bg, T.cw, T.cb, T.lam, T.gap_w, T.Wo,
-        T.W1, T.W2, T.Wq, T.Ws, T.Wc, T.final_gain, shape[c.HALVES] != 0, state, W.lm, W.octets,
-        W.side_f4[: T.Wside.shape[0]], W.q,
-    )  # fmt: skip
-    S.rows_u8[slot, 2] = S.digest[0]
-
-
-@njit(**jit)
 def _read(T, S, W, slot, token, kind, gap):
     """The event through the LM: state in the row, output in W.q."""
-    state = _state_of(T, S, W, slot)
+    state = state_of(T, S, W, slot)
     if S.rows_u8[slot, 2] != S.digest[0]:
-        _rebuild(T, S, W, slot, state)
+        rebuild(T, S, W, slot, state)
+        S.rows_u8[slot, 2] = S.digest[0]
     used = T.Wside.shape[0]
     for s in range(used):
         W.side_f4[s] = np.float32(W.side[s]) * _SIDE
@@ -127,25 +106,32 @@ def _advance(T, S, W, i, row, columns, slot):
 def step(T, S, W, rows, columns, tiers):
     """Take n events: rows EVENT[n], columns f8[n, C], tiers u1[n]; W.slots[:n] are their rows in the slab.
 
-    Fills rows :n of W.status, features, hidden, items, scores.
+    Fills rows :n of W.status, features, hidden, items, scores. Rows with W.asked are requests: they change
+    no state, and get the time that they are answered for.
     """
     mode = T.shape[c.MODE]
     n = rows.shape[0]
-    if mode == c.PLAIN and T.shape[c.HAS_LM] == 0:
+    asking = W.asking[0] != 0
+    if mode == c.PLAIN and T.shape[c.HAS_LM] == 0 and not asking:
         _take(T, S, W, rows, columns, 0, n, True)
         return
+    alone = mode == c.PLAIN and T.shape[c.HAS_LM] == 0
     for i in range(n):
         W.items[i] = -1
         W.scores[i] = np.float32(0)
         W.hidden[i] = np.float32(0)
-        _take(T, S, W, rows, columns, i, i + 1, False)
-        if W.status[i] != SCORED:
+        if asking and W.asked[i, 0] != 0:
+            answer(T, S, W, rows, columns, i, tiers[i])
+            continue
+        _take(T, S, W, rows, columns, i, i + 1, alone)
+        if W.status[i] != SCORED or alone:
             continue
         slot = W.slots[i]
         _advance(T, S, W, i, rows[i], columns[i], slot)
         if tiers[i] == SILENT:
             continue
         if mode == c.CLICKS:
-            recommend(T, S, W, i, slot, recent(T, S, W, slot, T.shape[c.RING]), rows[i].event_ts_ns, tiers[i])
+            recommend(T, S, W, i, slot, recent(T, S, W, slot, T.shape[c.RING]), rows[i].event_ts_ns, tiers[i],
+                      T.shape[c.TOP_K], False, W.members[:0])  # fmt: skip
         elif mode == c.MARKET and tiers[i] > PRIOR:
             signal(T, W, i)

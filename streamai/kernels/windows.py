@@ -133,7 +133,7 @@ def _accumulate(acc, acc_p, f, i, t, last_ts, kind, x):
     factor, of_rate, late_factor = 1.0, -1.0, 1.0  # of the half-life last met: rows of one are neighbours
     for a in range(acc.shape[0]):
         window, agg, base, size = acc[a, WINDOW], acc[a, AGG], acc[a, BASE], acc[a, SIZE]
-        seen = (acc[a, KINDS] >> kind) & 1 == 1
+        seen = kind >= 0 and (acc[a, KINDS] >> kind) & 1 == 1
         v, w = 0.0, 0.0
         if acc[a, VALUE] >= 0:
             v = x[acc[a, VALUE]]
@@ -227,6 +227,8 @@ def update(
     cells_f8, cells_i8, t, last_ts, kind, item_hash, columns, x, features,
 ):  # fmt: skip
     """Take one event into the state of its key and write its features, the event itself included.
+
+    kind -1 is no event: windows move on to time t, and the features are those of then.
 
     derived i8[D, 8], derived_p f8[D, 4]   of_event's rows
     acc i8[A, 12], acc_p f8[A, 4]          AGG.. RESULT; acc_p[:, 0] = 1 / half-life in 1/ns

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
+from aiokafka.partitioner import murmur2
 
 from streamai.errors import StreamaiError
 
@@ -125,6 +126,11 @@ async def partitions_of(options: dict, topic: str) -> list[int]:
     finally:
         await admin.close()
     return sorted(p["partition"] for p in described[0]["partitions"])
+
+
+def kafka_partition(key: bytes, partitions: int) -> int:
+    """Where Kafka's default partitioner puts a key (murmur2)."""
+    return (murmur2(key) & 0x7FFFFFFF) % partitions
 
 
 async def make_topic(options: dict, topic: str, partitions: int, replication: int = 1) -> None:

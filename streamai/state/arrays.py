@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from streamai.kernels import context as c
-from streamai.kernels import lm
+from streamai.kernels import lm, request
 from streamai.kernels.inputs import HEAD_INPUTS, NEWEST, RING_INPUTS, TEXT
 from streamai.plan import Plan
 
@@ -44,7 +44,7 @@ def of_work(
     n, d = len(tables["available"]), tables["item"].shape[1]
     shape = tables["shape"]
     features = len(plan.names) + len(item_plan.names)
-    candidates = int(shape[c.CANDIDATES])
+    candidates = max(int(shape[c.CANDIDATES]), request.CANDIDATES_MAX)
     hidden = max(len(tables["head_bu"]), len(tables["sig_b1"]))
     m = int(lm.hidden_units(tables["W2"], tables["Ws"], d)) if d else 0
     recommends = shape[c.MODE] == c.CLICKS
@@ -68,8 +68,19 @@ def of_work(
         "own": np.zeros(ring, "i4"), "recent": np.zeros(ring, "f4"), "since": np.zeros(ring, "f4"),
         "span": np.zeros(ring, "f4"), "ring": np.zeros(RING_INPUTS, "f4"), "newest": np.zeros(NEWEST, "f4"),
         "zn": np.zeros(HEAD_INPUTS, "f4"), "text": np.zeros(TEXT, "f4"),
+        **asked(batch_max, n if recommends else 0, plan.cells),
         "status": np.zeros(batch_max, "u1"), "features": np.zeros((batch_max, features), "f4"),
         "hidden": np.zeros((batch_max, d), "f4"),
         "items": np.full((batch_max, width if recommends else 0), -1, "i4"),
         "scores": np.zeros((batch_max, width), "f4"),
+    }  # fmt: skip
+
+
+def asked(batch_max: int, items: int, cells: int) -> dict[str, np.ndarray]:
+    """What a step's requests ask, see kernels/request.py; untouched memory costs nothing."""
+    windows = np.zeros(max(cells, 1), "f8")[:cells]
+    return {
+        "asking": np.zeros(1, "i8"), "asked": np.zeros((batch_max, request.ASKED), "i8"),
+        "members": np.zeros(request.MEMBERS, "i4"), "filters": np.zeros((request.MASKS, items), "u1"),
+        "cells_f8": windows, "cells_i8": windows.view("i8"),
     }  # fmt: skip

@@ -13,6 +13,9 @@
     ..  u1[40]    the key, UTF-8, zeros after it
     ..  u1[40]    the item id likewise, only where the schema has an item
 
+A request (kind 5) has NaN columns, no item, event time 0 when it names none, and behind the record its
+variable part (wire/request.py) as a JSON object, or nothing.
+
 Clicks take 120 bytes, market events 112. Ids longer than 40 bytes go as JSON; a topic may hold both.
 """
 
@@ -23,10 +26,11 @@ import zlib
 from collections.abc import Mapping, Sequence
 from functools import cache
 
+import msgspec
 import numpy as np
 
 from streamai.errors import InputError
-from streamai.events import SCHEMAS, Schema
+from streamai.events import REQUEST, SCHEMAS, Schema
 from streamai.wire.check import TIME_END_NS, event_time, kind_of, text_id
 from streamai.wire.dead_letter import Rejected
 
@@ -133,6 +137,33 @@ def parse_binary(schema: Schema, value: bytes) -> tuple[bytes, bytes, int, int, 
         raise Rejected("binary record is damaged: byte 5 is not 0")
     columns = np.where(np.isnan(record["columns"]), math.nan, record["columns"]) + 0.0
     return key, item, ts, kind, columns
+
+
+def encode_request(schema: Schema, request: Mapping) -> bytes:
+    """A request, fields as on the wire in JSON, as a binary record with its variable part behind it."""
+    record = np.zeros(1, layout(schema))
+    record["magic"], record["version"], record["schema"] = MAGIC, VERSION, schema_mark(schema)
+    record["kind"], record["columns"] = REQUEST, math.nan
+    if any(name.startswith("event_ts_") for name in request):
+        record["event_ts_ns"] = event_time(request)
+    _put_ids(record, "key", schema.key, {schema.key: [request[schema.key]]})
+    names = {schema.key, schema.item, "kind", *(name for name in request if name.startswith("event_ts_"))}
+    rest = {name: value for name, value in request.items() if name not in names and value is not None}
+    return record.tobytes() + (msgspec.json.encode(rest) if rest else b"")
+
+
+def parse_request(schema: Schema, value: bytes) -> tuple[bytes, int, bytes]:
+    """(key, event_ts_ns or 0, variable part as JSON) of a binary request, or Rejected."""
+    size = layout(schema).itemsize
+    fixed = np.frombuffer(value[:size].ljust(size, b"\0"), layout(schema)).copy()
+    ts = int(fixed["event_ts_ns"][0])
+    if ts == 0:
+        fixed["event_ts_ns"] = 1
+    fixed["kind"] = next(iter(schema.kinds.values()))
+    if len(value) < size:
+        raise Rejected("truncated record")
+    key = parse_binary(schema, fixed.tobytes())[0]
+    return key, ts, value[size:] or b"{}"
 
 
 def _other_schema(mark: int) -> str:

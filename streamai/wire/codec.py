@@ -17,7 +17,9 @@ class Codec:
 
     def __init__(self, flow: Flow, engine) -> None:
         self.flow = flow
-        self.decoder = Decoder(flow.schema, engine.catalogue, max_skew_ns=duration_ns(flow.max_skew))
+        self.decoder = Decoder(
+            flow.schema, engine.catalogue, max_skew_ns=duration_ns(flow.max_skew), k_max=flow.answer_max
+        )
         self._encoder = Encoder(
             flow.source,
             feature_names=engine.feature_names,

@@ -11,6 +11,7 @@ Causes are of a fixed vocabulary, so that they can be counted by their first wor
     event time N min ahead of the record's Kafka time
     negative NAME: X | zero NAME | not finite: NAME | NAME is X, expected -1, 0 or 1
     bid above ask: X > Y | trade without price
+    k out of range: X, expected 1 to N | malformed filter: WHY | candidates of N items exceeds M
 """
 
 from __future__ import annotations

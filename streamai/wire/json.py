@@ -12,10 +12,10 @@ import numpy as np
 
 from streamai.catalogue import Catalogue
 from streamai.errors import DeclarationError
-from streamai.events import EVENT, Events, Schema
+from streamai.events import EVENT, REQUEST, REQUEST_KIND, Events, Request, Schema
 from streamai.kernels import scan as kernel
-from streamai.wire import check
-from streamai.wire.binary import ID_BYTES, MAGIC, layout, parse_binary, schema_mark
+from streamai.wire import check, request
+from streamai.wire.binary import ID_BYTES, MAGIC, layout, parse_binary, parse_request, schema_mark
 from streamai.wire.dead_letter import DeadLetter, Rejected
 
 PADDING = b"\n" * 16  # the kernel reads eight bytes at once
@@ -34,6 +34,7 @@ class Decoder:
     catalogue    gives items their index; without one every item is unknown (-1)
     max_bytes    a longer record is a dead letter
     max_skew_ns  how far an event time may lie ahead of the record's Kafka time
+    k_max        most items that a request may ask for
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class Decoder:
         catalogue: Catalogue | None = None,
         max_bytes: int = 65536,
         max_skew_ns: int = 300_000_000_000,
+        k_max: int = 10,
     ) -> None:
         self.schema = schema
         self.catalogue = catalogue if catalogue is not None else Catalogue.of_ids([])
         self.max_bytes = max_bytes
         self.max_skew_ns = int(max_skew_ns)
+        self.k_max = k_max
         self._tables()
         self._object = msgspec.json.Decoder().decode
 
@@ -121,11 +124,14 @@ class Decoder:
         for i in unsure.tolist():
             row = events.rows[i]
             try:
-                key, item, ts, kind = self.parse(values[i], int(row["kafka_ts_ns"]), events.columns[i])
+                parsed = self.parse(values[i], int(row["kafka_ts_ns"]), events.columns[i])
             except Rejected as e:
                 events.dead.append(DeadLetter(int(row["offset"]), str(e), values[i] or b""))
                 dead.append(i)
                 continue
+            key, item, ts, kind, asked = parsed
+            if asked is not None:
+                events.requests[int(row["offset"])] = asked
             at = len(joined) + len(tail)
             found.append((at, len(key), at + len(key), len(item), kind, ts, i))
             tail += key + item
@@ -143,8 +149,9 @@ class Decoder:
 
     def parse(
         self, value: bytes | None, kafka_ts_ns: int, columns: np.ndarray
-    ) -> tuple[bytes, bytes, int, int]:
-        """One record by the rules -> (key, item or b"", event_ts_ns, kind's code); fills columns f8[C].
+    ) -> tuple[bytes, bytes, int, int, Request | None]:
+        """One record by the rules -> (key, item or b"", event_ts_ns, kind's code, what a request asks); fills
+        columns f8[C]. A request has no item and no columns, and event time 0 when it names none.
 
         Rejected, with the cause, if it is not a good event.
         """
@@ -154,19 +161,31 @@ class Decoder:
         if len(value) > self.max_bytes:
             raise Rejected(f"record of {len(value)} bytes exceeds {self.max_bytes}")
         if value[:1] == bytes([MAGIC]):
+            if value[2:3] == bytes([REQUEST]) and REQUEST not in schema.kinds.values():
+                key, ts, record = parse_request(schema, value)
+                return self._request(key, ts, self._record(record), kafka_ts_ns, columns)
             key, item, ts, kind, columns[:] = parse_binary(schema, value)
         else:
             record = self._record(value)
             key = check.text_id(record, schema.key)
             if key is None:
                 raise Rejected(f"missing {schema.key}")
+            if record.get("kind") == REQUEST_KIND and REQUEST_KIND not in schema.kinds:
+                timed = any(record.get(name) is not None for name in check.TIME_SCALES)
+                ts = check.event_time(record) if timed else 0
+                return self._request(key, ts, record, kafka_ts_ns, columns)
             item = (check.text_id(record, schema.item) if schema.item else None) or b""
             ts = check.event_time(record)
             kind = check.kind_of(schema, record)
             check.columns_of(schema, record, columns)
         check.check_skew(ts, kafka_ts_ns, self.max_skew_ns)
         check.check_columns(schema, kind, columns)
-        return key, item, ts, kind
+        return key, item, ts, kind, None
+
+    def _request(self, key: bytes, ts: int, record: dict, kafka_ts_ns: int, columns: np.ndarray) -> tuple:
+        check.check_skew(ts, kafka_ts_ns, self.max_skew_ns)
+        columns[:] = np.nan
+        return key, b"", ts, REQUEST, request.read(record, self.catalogue, self.k_max)
 
     def _record(self, value: bytes) -> dict:
         try:

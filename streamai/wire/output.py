@@ -6,6 +6,10 @@ signals          {"id","key","event_ts_ns","mid","signals":{horizon:{"signal","c
                  "model","plan"}
 scores           {"id","key","event_ts_ns","scores":[number or null],"tier","model","plan"}
 
+An answer to a request has the form of an event's output, with `"request":true` before its tier and, where
+the request named candidates that the catalogue has not, `"unknown_candidates":N`; event_ts_ns is the time
+that it is the answer for.
+
 id is topic/partition/offset of the event. model, plan and catalogue are digests (null: there is none).
 Late events and those of tier SILENT give no value. At tier PRIOR signals is {} and target null.
 """
@@ -19,7 +23,7 @@ import numpy as np
 
 from streamai.catalogue import Catalogue
 from streamai.deadline import TIER_NAMES, Tier
-from streamai.events import MARKET, Schema
+from streamai.events import MARKET, Request, Schema
 from streamai.kernels import format as kernel
 from streamai.scored import Scored
 
@@ -161,7 +165,22 @@ class Encoder:
             scored.tier, *arrays,
         )  # fmt: skip
         raw = self._out[: at[m]].tobytes()
-        return [raw[a:b] for a, b in pairwise(at[: m + 1].tolist())], which[:m]
+        values = [raw[a:b] for a, b in pairwise(at[: m + 1].tolist())]
+        if scored.events.requests:
+            _mark_answers(values, rows["offset"][which[:m]].tolist(), scored.events.requests)
+        return values, which[:m]
+
+
+def _mark_answers(values: list[bytes], offsets: list[int], requests: dict[int, Request]) -> None:
+    """Say in the values of requests that they are answers."""
+    for j, offset in enumerate(offsets):
+        asked = requests.get(offset)
+        if asked is None:
+            continue
+        value = values[j]
+        at = value.rfind(b',"tier":"')
+        unknown = b',"unknown_candidates":%d' % asked.unknown if asked.unknown else b""
+        values[j] = value[:at] + b',"request":true' + unknown + value[at:]
 
 
 def parse_id(value: bytes) -> tuple[str, int, int]:
