@@ -62,29 +62,28 @@ class Table:
         self.validate, self.seq, self.kind, self.vocab, self.rows = validate, seq, kind, vocab, []
 
     def measure(self, step: str, model: EventLM, seconds: float = 0.0) -> dict:
-        """Quality in torch as it would be served; bytes and time of the file and its kernel."""
-        model.eval()
-        row = {"step": step, **self.validate(model), **cost(model, self.seq, self.kind, self.vocab)}
+        """Quality, bytes and time of the file and of the kernel that serves it."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "lm.weights"
+            export(path, model, self.kind, self.seq, vocabulary=self.vocab)
+            file = weights.read(path)
+            row = {"step": step, **self.validate(file), **cost(file, self.seq)}
         self.rows.append(row | {"seconds": seconds, "kept": True})
         return row
 
 
-def cost(model: EventLM, seq: Sequences, kind: str, vocab: list[str]) -> dict:
+def cost(file: weights.Weights, seq: Sequences) -> dict:
     """Bytes of the file, bytes of LM state a key, microseconds an event of the served kernel (best of 5)."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "lm.weights"
-        export(path, model, kind, seq, vocabulary=vocab)
-        file, size = weights.read(path), path.stat().st_size
-        first, length = held_out_part(seq, 2000)
-        taken = []
-        for _ in range(5):
-            began = perf_counter()
-            served(file, seq, first, length)
-            taken.append(perf_counter() - began)
-    numbers = (4 * model.shape.layers + 1) * model.shape.d
+    first, length = held_out_part(seq, 2000)
+    taken = []
+    for _ in range(5):
+        began = perf_counter()
+        served(file, seq, first, length)
+        taken.append(perf_counter() - began)
+    numbers = (4 * file.header["layers"] + 1) * file.header["d"]
     return {
-        "model_bytes": size,
-        "key_bytes": numbers * (2 if model.halves else 4),
+        "model_bytes": Path(file.path).stat().st_size,
+        "key_bytes": numbers * (2 if file.halves else 4),
         "us_per_event": min(taken) / int(length.sum()) * 1e6,
     }
 

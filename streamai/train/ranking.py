@@ -33,8 +33,13 @@ def ranked(
     model.eval()
     with torch.no_grad():
         for i in range(0, len(first), size):
-            ranks.append(_ranks(model, seq, first[i : i + size], length[i : i + size], seen))
-    rank = np.concatenate(ranks) if ranks else np.zeros(0)
+            place = first[i : i + size], length[i : i + size]
+            ranks.append(ranks_of(_scores(model, seq, *place), seq, *place, seen))
+    return measures(np.concatenate(ranks) if ranks else np.zeros(0))
+
+
+def measures(rank: np.ndarray) -> dict[str, float]:
+    """HR@10, NDCG@10 and MRR of ranks f8[n], 0 = best."""
     hit = rank < 10
     return {
         "keys": len(rank),
@@ -44,19 +49,20 @@ def ranked(
     }
 
 
-def _ranks(model, seq: Sequences, first: np.ndarray, length: np.ndarray, seen: bool) -> np.ndarray:
+def _scores(model, seq: Sequences, first: np.ndarray, length: np.ndarray) -> torch.Tensor:
+    """f4[n, V]: what the model thinks of every item at each place."""
+    kept = np.minimum(length, getattr(model.shape, "window", length.max(initial=1)))
+    b = batch(seq, first + length - kept, kept, model.shape.vocabulary)
+    q = model(b.token, b.kind, b.gap, b.side)
+    return q[torch.arange(len(first)), b.length - 1] @ model.items().t() + model.bias
+
+
+def ranks_of(
+    scores: torch.Tensor, seq: Sequences, first: np.ndarray, length: np.ndarray, seen: bool
+) -> np.ndarray:
     """How many items stand above or level with the target, one number a place; infinite outside V."""
-    V, keys = model.shape.vocabulary, np.arange(len(first))
+    V, keys = scores.shape[1], np.arange(len(first))
     b = batch(seq, first, length, V)
-    window = getattr(model.shape, "window", None)
-    if window is None:
-        near = b
-    else:
-        kept = np.minimum(length, window)
-        near = batch(seq, first + length - kept, kept, V)
-    q = model(near.token, near.kind, near.gap, near.side)
-    q = q[torch.arange(len(keys)), near.length - 1]
-    scores = q @ model.items().t() + model.bias
     if not seen:
         mask = torch.zeros(len(keys), V + 64, dtype=torch.bool)
         real = torch.arange(b.token.shape[1]) < b.length[:, None]

@@ -14,9 +14,10 @@ from streamai.train.checkpoint import Checkpoint
 from streamai.train.compress import Table, compress
 from streamai.train.data import Sequences
 from streamai.train.distil import digest, loss_from
+from streamai.train.export import served
 from streamai.train.fit import fit
 from streamai.train.model import EventLM, Shape
-from streamai.train.ranking import ranked
+from streamai.train.ranking import measures, ranked, ranks_of
 from streamai.train.text import text_arrays, with_text
 
 PLACES_MAX = 3000
@@ -42,6 +43,14 @@ class Places:
         if not len(self.first):
             return {}
         found = ranked(model, self.seq, self.first, self.length, seen=self.seen)
+        return {name: found[name] for name in ("ndcg@10", "hr@10")}
+
+    def served(self, file: weights.Weights) -> dict[str, float]:
+        """The same of a weights file, by the kernel that serves it."""
+        outputs = served(file, self.seq, self.first, self.length)
+        q = torch.from_numpy(np.stack([o[-1] for o in outputs]))
+        scores = q @ torch.from_numpy(file.items()).t() + torch.from_numpy(np.array(file.arrays["bias"]))
+        found = measures(ranks_of(scores, self.seq, self.first, self.length, self.seen))
         return {name: found[name] for name in ("ndcg@10", "hr@10")}
 
 
@@ -108,7 +117,7 @@ def fit_student(
     figures["lm"] |= {"keys": len(seq), "events": seq.events, "items": shape.vocabulary}
     if not len(places.first) or (given is not None and given.int8):
         return model, figures
-    table = Table(places.figures, places.seq, kind, vocab)
+    table = Table(places.served, places.seq, kind, vocab)
     table.measure("distilled" if options.distil else "trained", model)
     model = compress(model, seq, options.recipe, options.compression, table, console, loss_of)
     return model, figures | {"compression": table.rows}
