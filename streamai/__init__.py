@@ -97,8 +97,8 @@ __all__ = [
 
 def __getattr__(name: str):
     """Flow is fetched when asked for: it brings the kernels' compiler with it."""
-    if name == "Flow":
-        from streamai.flow import Flow
+    if name in ("Flow", "Online"):
+        from streamai import flow
 
-        return Flow
+        return getattr(flow, name)
     raise AttributeError(f"module 'streamai' has no attribute {name!r}")

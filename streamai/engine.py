@@ -24,6 +24,7 @@ from streamai.kernels import step as kernel
 from streamai.model import tables, weights
 from streamai.scored import Scored
 from streamai.state import arrays as state_arrays
+from streamai.state import online
 from streamai.state.counts import CountsState
 from streamai.state.slab import Slab
 from streamai.state.store import Checkpoint, MemoryStore, Store
@@ -181,7 +182,7 @@ class Engine:
         clock[c.DIRTY_KEYS] = clock[c.DIRTY_ITEMS] = 0
         checkpoint = Checkpoint(
             self.position, hashes, keys, rows, which, items, item_rows, log, log_at, runs, log_gone, all_runs,
-            self._meta(), self._vocabulary,
+            self._meta(), self._vocabulary, online.packed(self.state_arrays, clock),
         )  # fmt: skip
         self._vocabulary = None
         return checkpoint
@@ -211,6 +212,7 @@ class Engine:
         for name, row in self.store.scan(b"i"):
             items[int.from_bytes(name, "big")] = np.frombuffer(row, "u1")
         self.counts.restore(self.store, self.clock, meta)
+        online.restore(self.store.get(b"o"), self.state_arrays, self.clock)
         if self.store.vocabulary() == self._vocabulary:
             self._vocabulary = None
 
@@ -224,7 +226,7 @@ class Engine:
             "flow": self.flow.name, "source": self.flow.source, "partition": self.partition,
             "plan": self.plan.digest, "item_plan": self.item_plan.digest,
             "item_cells": state_arrays.item_cells(self.item_plan),
-            "layout": {k: v for k, v in asdict(self.layout).items() if k not in ("lm_floats", "halves")},
+            "layout": {k: v for k, v in asdict(self.layout).items() if k not in tables.OF_MODEL},
             "model": self.model_digest, "catalogue": self.catalogue_digest,
             "watermark": int(clock[c.WATERMARK]), "late_total": int(clock[c.LATE_TOTAL]),
             **self.counts.meta(clock),
@@ -247,7 +249,7 @@ class Engine:
         self.tables = c.tables(self.table_arrays)
         digest = int(self.model_digest, 16)
         self.state_arrays = state_arrays.of_state(
-            self.slab, self.counts, self.catalogue, self.item_plan, digest
+            self.slab, self.counts, self.catalogue, self.item_plan, digest, flow.online
         )
         self.state = c.state(self.state_arrays)
         self.clock = self.state_arrays["clock"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from streamai.deadline import Tier
+from streamai.declaration import duration_ns
 from streamai.errors import DeclarationError
 from streamai.events import SCHEMAS, Schema
 from streamai.kernels.counts import WINDOW
@@ -42,6 +43,30 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class Online:
+    """The ranking head goes on learning while it serves (kernels/online.py).
+
+    rate       step of the head's linear part; bias_rate: of every item's bias
+    refresh    the lists are made with what was learnt up to now ("0s"), or up to the beginning of this period
+               of event time ("1h", "1d")
+    """
+
+    rate: float = 0.0002
+    bias_rate: float = 0.02
+    refresh: str = "0s"
+
+    def __post_init__(self) -> None:
+        if min(self.rate, self.bias_rate) < 0:
+            raise DeclarationError("online: rate and bias_rate must not be negative")
+        if self.refresh_ns < 0:
+            raise DeclarationError(f"online: refresh={self.refresh!r}; write a length of time such as '1h'")
+
+    @property
+    def refresh_ns(self) -> int:
+        return duration_ns(self.refresh) if self.refresh not in ("0", "0s") else 0
+
+
+@dataclass(frozen=True)
 class Flow:
     """One source topic, its views and its scorer.
 
@@ -59,6 +84,7 @@ class Flow:
     on_error          a poison event goes to the dead-letter topic, or "stop"s the worker
     k_max             most items that a request may ask for; 0 = top_k
     exclude_seen      leave out items still in the key's event ring
+    online            the ranking head goes on learning from the stream: Online(...); None: it does not
     """
 
     name: str
@@ -84,6 +110,7 @@ class Flow:
     exclude_seen: bool = False
     horizons: tuple[str, ...] = HORIZONS
     counts: Counts = field(default_factory=Counts)
+    online: Online | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "views", tuple(self.views))

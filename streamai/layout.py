@@ -24,6 +24,7 @@ class Layout:
     plan_cells  state of the features
     ring        events kept; entry_bytes each: token i4, kind u1, gap u1, side i1[entry_bytes - 6]
     lm_floats   numbers of LM state; halves: they are kept in half precision
+    head_floats numbers of the ranking head's shared part, for online learning
     """
 
     plan_cells: int
@@ -31,6 +32,7 @@ class Layout:
     entry_bytes: int
     lm_floats: int
     halves: bool = False
+    head_floats: int = 0
 
     @property
     def plan_at(self) -> int:
@@ -45,9 +47,13 @@ class Layout:
         return self.ring_at + (self.ring * self.entry_bytes + 7) // 8
 
     @property
-    def cells(self) -> int:
+    def head_at(self) -> int:
         per_cell = 4 if self.halves else 2
         return self.lm_at + -(-self.lm_floats // per_cell)
+
+    @property
+    def cells(self) -> int:
+        return self.head_at + (self.head_floats + 1) // 2
 
     @property
     def row_bytes(self) -> int:

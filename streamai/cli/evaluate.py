@@ -15,7 +15,7 @@ on what comes after the first 60 % of time.
 
 
 def add(subparsers) -> None:
-    from streamai.cli.inputs import add_mapping
+    from streamai.cli.inputs import add_mapping, add_ring
 
     p = subparsers.add_parser("evaluate", help="measure a flow's quality on history", description=DESCRIPTION)
     p.add_argument("flow", help="module of the flow, such as agents.recommend")
@@ -28,6 +28,14 @@ def add(subparsers) -> None:
         help="the model was trained on other events, as the demo's was",
     )
     p.add_argument("--items", help="catalogue in place of the flow's; 'events' = the items met in the events")
+    add_ring(p)
+    p.add_argument(
+        "--online", metavar="REFRESH",
+        help="the ranking head goes on learning; lists are made with what it knows (0s), or knew when the "
+        "hour (1h) or day (1d) began",
+    )  # fmt: skip
+    p.add_argument("--online-rate", type=float, default=0.0002, help="step of its linear part (%(default)s)")
+    p.add_argument("--online-bias-rate", type=float, default=0.02, help="of every item's bias (%(default)s)")
     p.add_argument("--sample", type=int, default=20_000, help="lists judged by prequential; 0 = all (20000)")
     p.add_argument("--fit", type=_share, default=0.6, help="share of time that is fitted on (0.6)")
     p.add_argument("--seed", type=int, default=0)

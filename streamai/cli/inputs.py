@@ -55,6 +55,13 @@ def add_mapping(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sort", action="store_true", help="by event time; default: the file's order")
 
 
+def add_ring(parser: argparse.ArgumentParser) -> None:
+    """--ring."""
+    parser.add_argument(
+        "--ring", type=whole(1), metavar="N", help="events of a key that are kept, in place of the flow's"
+    )
+
+
 def mapping_of(args: argparse.Namespace):
     """The Mapping that the options say."""
     from streamai.replay.mapping import Mapping
@@ -63,15 +70,19 @@ def mapping_of(args: argparse.Namespace):
 
 
 def flow_of(args: argparse.Namespace, mapping):
-    """The flow of args.flow, with `--model` and `--items` in place of its own.
+    """The flow of args.flow, with `--model`, `--items` and `--ring` in place of its own.
 
     `--items events` makes a catalogue of the items that are met in `--events`, in the order of their ids.
     """
-    from streamai.flow import load
+    from streamai.flow import Online, load
 
     flow, changes = load(args.flow), {}
     if args.model:
         changes["model"] = args.model
+    if getattr(args, "ring", None):
+        changes["ring"] = args.ring
+    if getattr(args, "online", None):
+        changes["online"] = Online(args.online_rate, args.online_bias_rate, args.online)
     if args.model == "none":  # what `decide` decides by is the model's
         changes |= {"model": None, "decide": None}
     if args.items == "events":

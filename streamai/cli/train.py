@@ -6,7 +6,7 @@ import argparse
 import json
 import pathlib
 
-from streamai.cli.inputs import add_mapping, whole
+from streamai.cli.inputs import add_mapping, add_ring, whole
 
 
 def add(subparsers) -> None:
@@ -21,6 +21,7 @@ def add(subparsers) -> None:
     p.add_argument("--events", required=True, help="parquet, CSV or NDJSON, in order of arrival")
     add_mapping(p)
     p.add_argument("--items", help="catalogue file; `events` makes one of the items met in --events")
+    add_ring(p)
     p.add_argument("--out", metavar="FILE", help="weights file to write (the flow's name + .weights)")
     p.add_argument(
         "--protocol", choices=("leave-one-out", "prequential", "all"), default="prequential",

@@ -14,14 +14,16 @@ from . import jit
 (
     KEY_CELLS, KEY_F, ITEM_F, PLAN_AT, BOOK_AT, RING_AT, RING, ENTRY, LM_AT, LM_FLOATS, MODE, SIDES, TOP_K,
     CANDIDATES, SCANNED, POPULAR, HIST, SCORED_ITEMS, EXCLUDE_SEEN, HAS_LM, HAS_HEAD, DISORDER, LOG_MAX,
-    HORIZONS, HALVES, OWN, HEAD_OLD, CALIBRATED,
-) = range(28)  # fmt: skip
-SHAPE_SIZE = 32
+    HORIZONS, HALVES, OWN, HEAD_OLD, CALIBRATED, ONLINE, REFRESH, HEAD_AT,
+    LEARN_FROM,
+) = range(32)  # fmt: skip
+SHAPE_SIZE = 40
 
 # State.clock: the scalars that move with the stream
 (
     WATERMARK, LANDMARK, DIRTY_KEYS, DIRTY_ITEMS, LOGGED, LATE_TOTAL, RESCALED, LEARN, STAMP, OVERFLOW,
-) = range(10)  # fmt: skip
+    REFRESHED,
+) = range(11)  # fmt: skip
 CLOCK_SIZE = 16
 
 # modes
@@ -49,6 +51,7 @@ STATE = (
     "ids", "w", "pop", "fast", "norm", "top_pop", "top_fast",  # counts, see kernels/counts.py
     "log",  # counts.LOG[LOG_MAX]
     "clock", "digest",  # i8[CLOCK_SIZE], u8[1]: the model's
+    "learnt_w", "learnt_bias", "served_w", "served_bias", "rates",  # see kernels/online.py
     "tau",  # f8[2]: decay of counts and of fast popularity, ns
 )  # fmt: skip
 
@@ -58,6 +61,7 @@ WORK = (
     "words", "top", "top_s", "best", "best_s", "cand", "cand_s", "z", "found", "user",
     "own", "recent", "since", "span", "ring", "newest", "zn", "text",  # see inputs.py
     "asking", "asked", "members", "filters", "cells_f8", "cells_i8",  # see request.py
+    "w", "b", "ring_hidden",
     "status", "features", "hidden", "items", "scores",
 )  # fmt: skip
 

@@ -48,12 +48,12 @@ _LEAST = np.float32(1e-5)
 _GAP_S = np.array([0.0] + [1e-3 * 2.0 ** (b // 2) * (1.19 if b % 2 == 0 else 1.68) for b in range(63)], "f4")
 """Seconds of a gap bucket: its middle."""
 _FADE = np.float32(0.8)
-_RING = 2  # mark in W.exclude of items excluded because they are in the ring
+_RING = 2  # mark of items excluded because they are in the ring
 
 
 @njit(**jit)
-def mark_ring(T, S, W, slot, n):
-    """Sum up the ring's newest n items, which are in W.hist; excluded where the flow says so.
+def mark_ring(T, S, W, exclude, slot, n):
+    """Sum up the ring's newest n items, which are in W.hist; into exclude u1[N] where the flow says so.
 
     W.age[item] is 1 + the place of its newest occurrence; W.own i4, W.recent, W.since, W.span f4 by place.
     """
@@ -74,8 +74,8 @@ def mark_ring(T, S, W, slot, n):
                 W.recent[place] += weight
                 W.span[place] = elapsed
                 again += 1
-            if shape[c.EXCLUDE_SEEN] != 0 and W.exclude[item] == 0:
-                W.exclude[item] = _RING
+            if shape[c.EXCLUDE_SEEN] != 0 and exclude[item] == 0:
+                exclude[item] = _RING
         gap = row[shape[c.RING_AT] + ((seen - 1 - k) % ring) * entry + 5]
         elapsed += _GAP_S[gap & 63]
     W.ring[0] = np.float32(again) / np.float32(max(n, 1))
@@ -84,14 +84,14 @@ def mark_ring(T, S, W, slot, n):
 
 
 @njit(**jit)
-def unmark_ring(W, n):
+def unmark_ring(W, exclude, n):
     """Undo `mark_ring`."""
     for k in range(n):
         item = W.hist[k]
         if item >= 0:
             W.age[item] = 0
-            if W.exclude[item] == _RING:
-                W.exclude[item] = 0
+            if exclude[item] == _RING:
+                exclude[item] = 0
 
 
 @njit(**jit)

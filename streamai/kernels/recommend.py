@@ -17,13 +17,13 @@ _OFTEN = (8, 4, 3, 2, 1)  # times in the ring, by which own items come in
 
 
 @njit(**jit)
-def _add(T, W, ids, m, n, limit, stamp):
+def _add(T, W, exclude, ids, m, n, limit, stamp):
     """Append those of ids[:m] that are new and allowed to W.cand; returns the new count."""
     for k in range(m):
         item = ids[k]
         if n == limit:
             break
-        if T.available[item] != 0 and W.exclude[item] == 0 and W.stamp[item] != stamp:
+        if T.available[item] != 0 and exclude[item] == 0 and W.stamp[item] != stamp:
             W.stamp[item] = stamp
             W.cand[n] = item
             n += 1
@@ -31,13 +31,13 @@ def _add(T, W, ids, m, n, limit, stamp):
 
 
 @njit(**jit)
-def _add_popular(T, S, W, n, limit, stamp):
+def _add_popular(T, S, W, exclude, n, limit, stamp):
     """Append the recently popular items that are new and allowed; returns the new count."""
     for p in range(S.top_fast.size):
         item = S.top_fast[p] - 1
         if item < 0 or n == limit:
             break
-        if T.available[item] != 0 and W.exclude[item] == 0 and W.stamp[item] != stamp:
+        if T.available[item] != 0 and exclude[item] == 0 and W.stamp[item] != stamp:
             W.stamp[item] = stamp
             W.cand[n] = item
             n += 1
@@ -45,7 +45,7 @@ def _add_popular(T, S, W, n, limit, stamp):
 
 
 @njit(**jit)
-def _add_own(T, W, n_hist, n, limit, stamp):
+def _add_own(T, W, exclude, n_hist, n, limit, stamp):
     """Append items of the marked ring that are new and allowed, the most frequent first, then the newest."""
     for least in _OFTEN:
         for k in range(n_hist):
@@ -54,7 +54,7 @@ def _add_own(T, W, n_hist, n, limit, stamp):
                 return n
             if item < 0 or W.age[item] != k + 1 or W.own[k] < least:
                 continue
-            if T.available[item] != 0 and W.exclude[item] == 0 and W.stamp[item] != stamp:
+            if T.available[item] != 0 and exclude[item] == 0 and W.stamp[item] != stamp:
                 W.stamp[item] = stamp
                 W.cand[n] = item
                 n += 1
@@ -69,8 +69,11 @@ def _link(T, S, W, n_hist, t):
 
 
 @njit(**jit)
-def _candidates(T, S, W, n_hist, t, tier):
-    """Fills W.cand; returns (number, touched by counts). W.acc holds the counts' scores until cleared."""
+def candidates(T, S, W, exclude, n_hist, t, tier):
+    """Fills W.cand with items that are not in exclude u1[N]; returns (number, touched by counts).
+
+    The ring has been marked; W.acc holds the counts' scores until they are cleared.
+    """
     shape = T.shape
     limit = shape[c.CANDIDATES]
     S.clock[c.STAMP] += 1
@@ -78,20 +81,23 @@ def _candidates(T, S, W, n_hist, t, tier):
     n = 0
     if tier == FULL and shape[c.HAS_LM] != 0:
         step = rank.quantise(W.q, W.words)
-        m = rank.scan(T.packed, T.scale, T.bias, T.scannable, W.exclude, T.available.size, W.words, step,
+        m = rank.scan(T.packed, T.scale, T.bias, T.scannable, exclude, T.available.size, W.words, step,
                       shape[c.SCANNED], W.top_s, W.top)  # fmt: skip
-        n = _add(T, W, W.top, m, n, limit, stamp)
-    n = _add_own(T, W, n_hist, n, min(n + shape[c.OWN], limit), stamp)
+        n = _add(T, W, exclude, W.top, m, n, limit, stamp)
+    n = _add_own(T, W, exclude, n_hist, n, min(n + shape[c.OWN], limit), stamp)
     touched = _link(T, S, W, n_hist, t)
-    m = counts.best(W.acc, W.touched, touched, T.available, W.exclude, limit - n, W.best_s, W.best)
-    n = _add(T, W, W.best, m, n, limit - shape[c.POPULAR], stamp)
-    n = _add_popular(T, S, W, n, limit, stamp)
+    m = counts.best(W.acc, W.touched, touched, T.available, exclude, limit - n, W.best_s, W.best)
+    n = _add(T, W, exclude, W.best, m, n, limit - shape[c.POPULAR], stamp)
+    n = _add_popular(T, S, W, exclude, n, limit, stamp)
     return n, touched
 
 
 @njit(**jit)
-def _score(T, W, i, n):
+def _score(T, S, W, i, n):
     """Scores of the candidates into W.cand_s: the head, or without one the LM logit plus log counts."""
+    if T.shape[c.ONLINE] != 0:
+        _score_learnt(T, S, W, i, n)
+        return
     if T.shape[c.HAS_HEAD] != 0:
         rank.head_user(W.q, W.features[i], W.ring, T.feat_mean, T.feat_inv, T.head_Wu, T.head_bu, W.user)
         rank.head_score(W.z, n, T.head_mean, T.head_inv, T.head_w, T.head_b, T.head_Wz, T.head_W2, W.user,
@@ -103,10 +109,25 @@ def _score(T, W, i, n):
 
 
 @njit(**jit)
+def _score_learnt(T, S, W, i, n):
+    """The head with what was learnt online (see online.py), as of its last refresh."""
+    now = T.shape[c.REFRESH] == 0
+    weights = S.learnt_w if now else S.served_w
+    bias = S.learnt_bias if now else S.served_bias
+    for j in range(rank.HEAD_INPUTS):
+        W.w[j] = T.head_w[j] + weights[j]
+    W.b[0] = T.head_b[0] + weights[rank.HEAD_INPUTS]
+    rank.head_user(W.q, W.features[i], W.ring, T.feat_mean, T.feat_inv, T.head_Wu, T.head_bu, W.user)
+    rank.head_score(W.z, n, T.head_mean, T.head_inv, W.w, W.b, T.head_Wz, T.head_W2, W.user, W.zn, W.cand_s)
+    for k in range(n):
+        W.cand_s[k] += bias[W.cand[k]]
+
+
+@njit(**jit)
 def _given(T, S, W, given, n_hist, t):
-    """`_candidates` where only the items `given` i4[m] are to be ranked."""
+    """`candidates` where only the items `given` i4[m] are to be ranked."""
     S.clock[c.STAMP] += 1
-    n = _add(T, W, given, given.size, 0, W.cand.size, S.clock[c.STAMP])
+    n = _add(T, W, W.exclude, given, given.size, 0, W.cand.size, S.clock[c.STAMP])
     return n, _link(T, S, W, n_hist, t)
 
 
@@ -115,9 +136,9 @@ def _by_popularity(T, S, W, only, given):
     """Candidates and their scores at tier PRIOR; how many."""
     S.clock[c.STAMP] += 1
     if only:
-        n = _add(T, W, given, given.size, 0, W.cand.size, S.clock[c.STAMP])
+        n = _add(T, W, W.exclude, given, given.size, 0, W.cand.size, S.clock[c.STAMP])
     else:
-        n = _add_popular(T, S, W, 0, T.shape[c.CANDIDATES], S.clock[c.STAMP])
+        n = _add_popular(T, S, W, W.exclude, 0, T.shape[c.CANDIDATES], S.clock[c.STAMP])
     most = most_of(S.fast, S.top_fast)
     for j in range(n):
         W.cand_s[j] = S.fast[W.cand[j]] / most
@@ -131,19 +152,19 @@ def recommend(T, S, W, i, slot, n_hist, t, tier, k, only, given):
     n_hist tokens, newest first; only: nothing but the items `given` i4[m], all different, is ranked.
     T.shape, S and W as in `context`; t event time, ns; tier PRIOR, RANK or FULL. Changes no state.
     """
-    mark_ring(T, S, W, slot, n_hist)
+    mark_ring(T, S, W, W.exclude, slot, n_hist)
     if tier == PRIOR:
         n = _by_popularity(T, S, W, only, given)
     else:
         if only:
             n, touched = _given(T, S, W, given, n_hist, t)
         else:
-            n, touched = _candidates(T, S, W, n_hist, t, tier)
+            n, touched = candidates(T, S, W, W.exclude, n_hist, t, tier)
         inputs(T, S, W, n, n_hist, t)
         counts.clear(W.acc, W.touched, touched)
-        _score(T, W, i, n)
+        _score(T, S, W, i, n)
     rank.top_k(W.cand_s, W.cand, n, k, W.items[i], W.scores[i])
     if tier != PRIOR and T.shape[c.CALIBRATED] != 0:
         rank.to_probabilities(W.cand_s, n, W.scores[i, :k])
     W.found[0] = n
-    unmark_ring(W, n_hist)
+    unmark_ring(W, W.exclude, n_hist)

@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 
 from . import context as c
-from . import counts, half, jit, lm
+from . import counts, half, jit, lm, online
 from .inputs import recent
 from .lm_state import rebuild, state_of
 from .recommend import recommend
@@ -91,6 +91,10 @@ def _advance(T, S, W, i, row, columns, slot):
         token = np.int32(market_token(row.kind, columns, book, W.side))
     else:
         token = lm.token_of(row.item, row.item_hash)
+    if shape[c.ONLINE] != 0:
+        online.refresh(T, S)
+        if W.gaps[i] > 0 and row.event_ts_ns >= shape[c.LEARN_FROM] and S.clock[c.LEARN] != 0:
+            online.learn(T, S, W, slot, row.item, row.event_ts_ns)
     if mode == c.CLICKS and row.item >= 0 and S.clock[c.LEARN] != 0:
         _count(T, S, W, row, slot)
     if row.item >= 0 and shape[c.ITEM_F] > 0:
@@ -100,6 +104,8 @@ def _advance(T, S, W, i, row, columns, slot):
         W.hidden[i] = W.q
     push(S.rows_u1[slot], S.rows_i8[slot], shape[c.RING_AT], shape[c.RING], shape[c.ENTRY], token, row.kind,
          W.gaps[i], W.side, sides)  # fmt: skip
+    if shape[c.ONLINE] != 0:
+        online.keep_user(T, S, W, i, slot)
 
 
 @njit(**jit)

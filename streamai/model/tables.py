@@ -28,6 +28,8 @@ POPULAR = 24
 """Recently popular items among the candidates."""
 OWN = 64
 """Most items of the key's own ring among them, beside those that come in anyhow."""
+OF_MODEL = ("lm_floats", "halves", "head_floats")
+"""Parts of a row's layout that another model may have otherwise: made anew from the ring."""
 BLOCK = 16
 
 LM = ("unknown", *lm.ARRAYS)
@@ -56,7 +58,15 @@ def layout_of(flow: Flow, plan: Plan, weights: Weights | None) -> Layout:
     if weights is not None:
         floats = number(weights, "d", 16, 1024) * (4 * number(weights, "layers", 1, 64) + 1)
         halves = weights.halves
-    return Layout(plan.cells, flow.ring, 16 if market else 8, floats, halves)
+    head = 0
+    if flow.online is not None:
+        if weights is None or len(weights.arrays.get("head_w", ())) != HEAD_INPUTS:
+            raise ModelError(
+                f"flow {flow.name!r} learns online, and {getattr(weights, 'path', 'it')} has no ranking head "
+                f"of {HEAD_INPUTS} inputs to learn on; train one, or leave online= out"
+            )
+        head = len(weights.arrays["head_bu"])
+    return Layout(plan.cells, flow.ring, 16 if market else 8, floats, halves, head)
 
 
 def check(flow: Flow, weights: Weights, plan: str) -> None:
@@ -95,6 +105,13 @@ def _check_market(flow: Flow, weights: Weights) -> None:
             f"{weights.path} forecasts {horizons}, flow {flow.name!r} wants {list(flow.horizons)}. Give the "
             "flow the model's horizons, or train it again with `streamai train`."
         )
+
+
+def _trained_until(weights: Weights | None) -> int:
+    """Event time, ns, from which on the model has learnt nothing; 0 where the file does not say."""
+    metrics = {} if weights is None else weights.header.get("metrics", {})
+    until = metrics.get("fitted_until_ns", 0) if isinstance(metrics, dict) else 0
+    return until if isinstance(until, int) else 0
 
 
 def lm_arrays(weights: Weights | None) -> dict[str, np.ndarray]:
@@ -261,6 +278,9 @@ def shape_of(
         c.PLAN_AT: layout.plan_at, c.BOOK_AT: HEADER_CELLS, c.RING_AT: 8 * layout.ring_at,
         c.RING: layout.ring, c.ENTRY: layout.entry_bytes,
         c.LM_AT: 2 * layout.lm_at, c.LM_FLOATS: layout.lm_floats, c.HALVES: int(layout.halves),
+        c.HEAD_AT: 2 * layout.head_at, c.ONLINE: int(flow.online is not None),
+        c.REFRESH: 0 if flow.online is None else flow.online.refresh_ns,
+        c.LEARN_FROM: _trained_until(weights),
         c.MODE: mode_of(flow, weights),
         c.SIDES: 8 if market else 0, c.TOP_K: flow.top_k, c.CANDIDATES: flow.candidates, c.SCANNED: SCANNED,
         c.POPULAR: POPULAR, c.HIST: flow.counts.window, c.SCORED_ITEMS: flow.counts.scored,

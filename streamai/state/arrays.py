@@ -15,14 +15,19 @@ def item_cells(item_plan: Plan) -> int:
     return 1 + item_plan.cells + (len(item_plan.names) + 1) // 2
 
 
-def of_state(slab, counts, catalogue, item_plan: Plan, digest: int) -> dict[str, np.ndarray]:
+def of_state(slab, counts, catalogue, item_plan: Plan, digest: int, online=None) -> dict[str, np.ndarray]:
     """State arrays by name: views of the slab's rows, item rows, counts, clock. All zero = nothing seen."""
-    n = len(catalogue.available) if catalogue is not None and item_plan.names else 0
+    n_items = 0 if catalogue is None else len(catalogue.available)
+    n = n_items if item_plan.names else 0
     # newest event time, state of the views, their outputs as of the newest event
     items = np.zeros((n, item_cells(item_plan)), "f8")
     clock = np.zeros(c.CLOCK_SIZE, "i8")
     clock[c.LEARN] = 1
+    learnt = n_items if online is not None else 0
     return {
+        "learnt_w": np.zeros(HEAD_INPUTS + 1, "f4"), "learnt_bias": np.zeros(learnt, "f4"),
+        "served_w": np.zeros(HEAD_INPUTS + 1, "f4"), "served_bias": np.zeros(learnt, "f4"),
+        "rates": np.array([0, 0] if online is None else [online.rate, online.bias_rate], "f4"),
         "flat_f8": slab.view("f8").reshape(-1), "rows_f8": slab.view("f8"),
         "rows_i8": slab.view("i8"), "rows_f4": slab.view("f4"),
         "rows_u1": slab.rows, "rows_u2": slab.view("u2"), "rows_u8": slab.view("u8"),
@@ -64,11 +69,12 @@ def of_work(
         "best": np.zeros(linked, "i4"), "best_s": np.zeros(linked, "f4"),
         "cand": np.zeros(candidates, "i4"), "cand_s": np.zeros(candidates, "f4"),
         "z": np.zeros((candidates, HEAD_INPUTS), "f4"),
-        "found": np.zeros(1, "i8"), "user": np.zeros(hidden, "f4"),
+        "found": np.zeros(2, "i8"), "user": np.zeros(hidden, "f4"),
         "own": np.zeros(ring, "i4"), "recent": np.zeros(ring, "f4"), "since": np.zeros(ring, "f4"),
         "span": np.zeros(ring, "f4"), "ring": np.zeros(RING_INPUTS, "f4"), "newest": np.zeros(NEWEST, "f4"),
         "zn": np.zeros(HEAD_INPUTS, "f4"), "text": np.zeros(TEXT, "f4"),
         **asked(batch_max, n if recommends else 0, plan.cells),
+        "w": np.zeros(HEAD_INPUTS, "f4"), "b": np.zeros(1, "f4"), "ring_hidden": np.zeros(n, "u1"),
         "status": np.zeros(batch_max, "u1"), "features": np.zeros((batch_max, features), "f4"),
         "hidden": np.zeros((batch_max, d), "f4"),
         "items": np.full((batch_max, width if recommends else 0), -1, "i4"),

@@ -7,6 +7,7 @@ Keys
     i + u4        an item's row
     c + i8        log of count updates since the checkpoint before, named by its first offset
     r + u4        a run of rows of the counts table, named by its first row
+    o             what the ranking head learnt online
 Every value begins with FORMAT. All numbers in names are big endian, so that RocksDB's order is theirs.
 """
 
@@ -45,6 +46,7 @@ class Checkpoint:
     log_gone    first offsets of the log chunks that are no longer needed
     drop_runs   whether the runs in the store go first
     meta        JSON-able; written with the fence
+    online      what the ranking head learnt, whole
     """
 
     fence: int
@@ -61,6 +63,7 @@ class Checkpoint:
     drop_runs: bool
     meta: dict
     vocabulary: list[str] | None = None
+    online: bytes = b""
     took_ns: int = field(default=0)
 
     def nbytes(self) -> int:
@@ -77,6 +80,8 @@ class Checkpoint:
             yield _chunk(self.log_at), FORMAT + self.log
         for first, data in self.runs:
             yield b"r" + struct.pack(">I", first), FORMAT + data
+        if self.online:
+            yield b"o", FORMAT + self.online
         if self.vocabulary is not None:
             yield b"v", FORMAT + json.dumps(self.vocabulary).encode()
         yield b"m", FORMAT + json.dumps({**self.meta, "fence": self.fence}).encode()
