@@ -21,7 +21,18 @@ def add(subparsers) -> None:
     p.add_argument("flow", help="module of the flow, such as agents.recommend")
     p.add_argument("--events", required=True, help="parquet, csv, ndjson or MovieLens .dat")
     p.add_argument("--protocol", default="prequential", choices=("leave-one-out", "prequential"))
-    p.add_argument("--model", help="weights file in place of the flow's; 'none' = without")
+    p.add_argument(
+        "--model", nargs="+", metavar="FILE",
+        help="weights file in place of the flow's, 'none' = without; of several (other seeds) mean and "
+        "spread are shown, and the first is compared",
+    )  # fmt: skip
+    p.add_argument(
+        "--beside", nargs="+", default=(), choices=("gru", "twin"),
+        help="train these on the same events and judge them beside it (needs the extra `train`)",
+    )  # fmt: skip
+    p.add_argument("--epochs", type=int, default=20, help="of what --beside trains (20)")
+    p.add_argument("--dropout", type=float, default=0.2, help="of what --beside trains (0.2)")
+    p.add_argument("--budget-ms", type=float, help="a list that took longer is a miss (the flow's budget)")
     p.add_argument(
         "--trained-elsewhere",
         action="store_true",
@@ -57,6 +68,7 @@ def run(args) -> int:
     from streamai.replay.read import read_events, valid
 
     mapping = mapping_of(args)
+    args.more, args.model = (args.model or [None])[1:], (args.model or [None])[0]
     flow = flow_of(args, mapping)
     table = read_events(args.events, flow.schema, mapping, sort=True)
     good = table.filter(valid(flow.schema))
@@ -83,8 +95,12 @@ def _clicks(flow, table, args) -> dict:
         task = protocols.leave_one_out(table, flow.schema)
     else:
         task = protocols.prequential(table, flow.schema, args.fit, args.sample, args.seed)
-    with Progress("evaluate", 3 * len(task.table)) as bar:
-        report = evaluate(flow, task, lambda name, n: bar.advance(n), args.trained_elsewhere)
+    beside = [_beside(kind, flow, task, args) for kind in args.beside]
+    with Progress("evaluate", (3 + 2 * len(args.more)) * len(task.table)) as bar:
+        report = evaluate(
+            flow, task, lambda name, n: bar.advance(n), args.trained_elsewhere, beside, args.more,
+            args.budget_ms,
+        )  # fmt: skip
     report = {"protocol": args.protocol, **task.facts, **report}
     if not args.json:
         _print_facts(report)
@@ -96,7 +112,31 @@ def _clicks(flow, table, args) -> dict:
         }
         for mode, title in titles.items():
             _print_models(report["models"], report["paired"], mode, title)
+        _print_seeds(report.get("seeds", {}))
+        speed = "  ".join(f"{k} {v:,.4g}" for k, v in report["speed"].items())
+        print(f"{speed}  bytes_per_key {report['bytes_per_key']:,}  budget_ms {report['budget_ms']:g}")
     return report
+
+
+def _beside(kind: str, flow, task, args):
+    """A model trained here on what the flow's may have learnt from, and its outputs."""
+    import numpy as np
+    from rich.console import Console
+
+    from streamai.evaluate.recommend import Beside
+    from streamai.train.beside import answers
+    from streamai.train.fit import Recipe
+
+    learnt = ~task.frozen
+    if "cut_ns" in task.facts:
+        learnt = task.table["event_ts_ns"].to_numpy() < task.facts["cut_ns"]
+    timed = args.protocol == "prequential"
+    recipe = Recipe(epochs=args.epochs, seed=args.seed)
+    given = answers(
+        kind, flow, task.table, np.asarray(learnt), task.ask, recipe, args.dropout, timed,
+        Console(stderr=True),
+    )  # fmt: skip
+    return Beside(**given)
 
 
 def _market(flow, table, args) -> dict:
@@ -119,7 +159,7 @@ def _print_models(models: dict, paired: dict, mode: str, title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    names = ("hr@10", "hr@20", "ndcg@10", "mrr@20")
+    names = ("hr@1", "hr@10", "hr@20", "hr@50", "ndcg@10", "mrr@20")
     table = Table(title=f"{title} ({next(iter(models.values()))[mode]['targets']:,} targets)")
     for column in ("model", *names, "coverage@10", "gini@10", "ndcg@10: the flow's less this"):
         table.add_column(column, justify="left" if column == "model" else "right")
@@ -127,8 +167,24 @@ def _print_models(models: dict, paired: dict, mode: str, title: str) -> None:
         f = figures[mode]
         cells = [f"{f[n]:.4f} ±{f[n + '_se']:.4f}" for n in names]
         less = paired[mode].get(model)
-        beside = f"{less['ndcg@10']:+.4f} ±{less['ndcg@10_se']:.4f}" if less else ""
+        beside = ""
+        if less:
+            beside = f"{less['ndcg@10']:+.4f} [{less['ndcg@10_low']:+.4f}, {less['ndcg@10_high']:+.4f}]"
         table.add_row(model, *cells, f"{f['coverage@10']:.3f}", f"{f['gini@10']:.3f}", beside)
+    Console(width=170).print(table)
+
+
+def _print_seeds(seeds: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not seeds:
+        return
+    names = ("hr@1", "hr@10", "hr@20", "hr@50", "ndcg@10", "mrr@20")
+    table = Table("model", "judged by", *names, title="mean ± standard deviation over the models given")
+    for model, modes in seeds.items():
+        for mode, f in modes.items():
+            table.add_row(model, mode, *(f"{f[n]['mean']:.4f} ±{f[n]['sd']:.4f}" for n in names))
     Console(width=150).print(table)
 
 

@@ -175,10 +175,3 @@ class Counts:
             s.ids, s.w, s.pop, s.norm, self.clock, s.tau, self.hist, n, event_ts_ns, self.acc, self.touched
         )
         return self.acc
-
-
-def all_baselines(catalogue, settings: CountsSettings) -> list[Baseline]:
-    """One of each, for a catalogue."""
-    n = len(catalogue.available)
-    simple = [Popularity(n), DecayedPopularity(n), OwnFrequencies(n), Markov1(n)]
-    return [*simple, Counts(settings, catalogue)]

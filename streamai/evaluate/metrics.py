@@ -85,6 +85,32 @@ def mean_and_error(values: np.ndarray, group: np.ndarray | None = None) -> tuple
     return mean, float(np.sqrt(off @ off * k / (k - 1)) / n) if k > 1 else float("nan")
 
 
+def bootstrap(
+    values: np.ndarray, group: np.ndarray | None = None, draws: int = 1000, seed: int = 0, share: float = 0.95
+) -> tuple[float, float]:
+    """Interval of the mean of values f8[n] by resampling groups with replacement (Efron 1979), percentiles.
+
+    group i8[n], ascending: values of one group are drawn together; None: each by itself. The same seed gives
+    the same interval; (nan, nan) of fewer than two groups.
+    """
+    n = len(values)
+    if group is None:
+        total, size = values, np.ones(n)
+    else:
+        starts = np.flatnonzero(np.concatenate([[True], group[1:] != group[:-1]])) if n else np.zeros(0, int)
+        total = np.add.reduceat(values, starts) if n else values
+        size = np.diff(np.append(starts, n)).astype(np.float64)
+    k = len(total)
+    if k < 2:
+        return float("nan"), float("nan")
+    rng, means = np.random.default_rng(seed), np.zeros(draws)
+    for i in range(draws):
+        times = np.bincount(rng.integers(0, k, k), minlength=k)
+        means[i] = (times @ total) / (times @ size)
+    low, high = np.quantile(means, ((1 - share) / 2, (1 + share) / 2))
+    return float(low), float(high)
+
+
 def gini(exposures: np.ndarray) -> float:
     """Gini coefficient of how often each item was shown: 0 all alike, near 1 all on one item; nan of nothing.
 

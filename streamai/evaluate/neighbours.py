@@ -19,7 +19,16 @@ from collections import defaultdict
 
 import numpy as np
 
-from streamai.evaluate.baselines import History
+from streamai.evaluate.baselines import (
+    Baseline,
+    Counts,
+    DecayedPopularity,
+    History,
+    Markov1,
+    OwnFrequencies,
+    Popularity,
+)
+from streamai.flow import Counts as CountsSettings
 
 HISTORY = 50
 """Items of a key that count, as a session and as a neighbour."""
@@ -142,3 +151,10 @@ class Stan(_Neighbours):
             worth = like[k] * np.exp(-np.abs(np.arange(len(theirs)) - at[0]) / self.L3)
             np.add.at(out, theirs[theirs >= 0], worth[theirs >= 0])
         return out
+
+
+def all_baselines(catalogue, settings: CountsSettings, keys: int) -> list[Baseline]:
+    """One of each baseline, for a catalogue and so many keys."""
+    n = len(catalogue.available)
+    simple = [Popularity(n), DecayedPopularity(n), DecayedPopularity(n, 1.0), OwnFrequencies(n), Markov1(n)]
+    return [*simple, Counts(settings, catalogue), VmisKnn(n, keys), Stan(n, keys)]

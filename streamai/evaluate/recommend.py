@@ -2,120 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter_ns
 
 import numpy as np
 
 from streamai.deadline import Tier
 from streamai.engine import Engine
 from streamai.errors import InputError, ModelError
-from streamai.evaluate import metrics as m
-from streamai.evaluate.baselines import Baseline, History, all_baselines
+from streamai.evaluate.baselines import Baseline, History
+from streamai.evaluate.neighbours import all_baselines
 from streamai.evaluate.protocols import Task
+from streamai.evaluate.tally import LIST, Tally, Warm, paired
 from streamai.flow import Flow
 from streamai.replay.produce import rows_of
 from streamai.scored import LATE
 from streamai.wire.json import Decoder
 
-LIST = 20
-"""Length of the lists that are judged."""
-COLD_EVENTS = 5
-"""An item with so many events or fewer is cold: hardly anything is known of it but its text."""
-SHOWN = 10
-"""Of those, how many count for coverage and exposure."""
 _CHUNK = 8192
 _ALWAYS = "36500d"
 
 
-class Tally:
-    """Ranks and exposures of one model: `all` ranks every item; `new` leaves out what the key had before, and
-    judges only by targets that are new to the key; `cold` ranks cold targets among the cold items alone."""
+@dataclass(frozen=True)
+class Beside:
+    """A model judged beside the flow: its outputs at the moments that are asked about.
 
-    MODES = ("all", "new")
-    RANKS = (*MODES, "cold")
-
-    def __init__(self, task: Task, items: int) -> None:
-        self.at = task.target_at
-        self.group = np.repeat(np.arange(len(self.at) - 1), np.diff(self.at))  # list of each target
-        self.rank = {mode: np.full(len(task.target), m.MISS, np.int64) for mode in self.RANKS}
-        self.shown = {mode: np.zeros(items, np.int64) for mode in self.RANKS}
-
-    def dense(
-        self, s: int, scores: np.ndarray, target: np.ndarray, repeat: np.ndarray, seen: np.ndarray,
-        cold: np.ndarray,
-    ) -> None:  # fmt: skip
-        """List s as scores of all items; its targets i8[k], which of them repeat, the items the key had, and
-        which items are cold, bool[N]."""
-        at = self.at[s]
-        if (cold[target] & (target >= 0)).any():
-            among = np.where(cold[: len(scores)], scores, 0)
-            for j in np.flatnonzero(cold[target] & (target >= 0)):
-                self.rank["cold"][at + j] = m.rank_dense(among, target[j])
-            self.shown["cold"][m.top(among, SHOWN)] += 1
-        for j in range(len(target)):
-            self.rank["all"][at + j] = m.rank_dense(scores, target[j])
-            if not repeat[j]:
-                self.rank["new"][at + j] = m.rank_dense(scores, target[j], seen)
-        self.shown["all"][m.top(scores, SHOWN)] += 1
-        self.shown["new"][m.top(scores, SHOWN, seen)] += 1
-
-    def listed(
-        self, mode: str, s: int, items: np.ndarray, target: np.ndarray, repeat: np.ndarray, cold: np.ndarray
-    ) -> None:
-        """List s as items i4[...], best first, -1 = no more. Cold targets are ranked among its cold items."""
-        for j in range(len(target)):
-            if mode == "all" or not repeat[j]:
-                self.rank[mode][self.at[s] + j] = m.rank_listed(items, target[j])
-            if mode == "all" and target[j] >= 0 and cold[target[j]]:
-                among = items[(items >= 0) & cold[items]]
-                self.rank["cold"][self.at[s] + j] = m.rank_listed(among, target[j])
-        shown = items[:SHOWN]
-        self.shown[mode][shown[shown >= 0]] += 1
-
-    def report(self, repeat: np.ndarray, available: np.ndarray, cold: np.ndarray) -> dict:
-        """repeat bool[T]: targets that the key had before, which `new` does not count; cold bool[T]: targets
-        that hardly anyone had; available bool[N]."""
-        return {
-            mode: _figures(self.rank[ranks][use], self.group[use], self.shown[ranks][available])
-            for mode, (ranks, use) in _used(repeat, cold).items()
-        }
-
-
-def _used(repeat: np.ndarray, cold: np.ndarray) -> dict[str, tuple[str, np.ndarray]]:
-    """What is reported -> whose ranks, and which targets it counts, bool[T]."""
-    return {
-        "all": ("all", np.ones(len(repeat), bool)),
-        "new": ("new", ~repeat),
-        "cold": ("all", cold),
-        "cold_among": ("cold", cold),
-    }
-
-
-def paired(tally: Tally, others: dict[str, Tally], repeat: np.ndarray, cold: np.ndarray) -> dict:
-    """NDCG@10 of `tally` less that of each other, target by target, and the error of that mean.
-
-    Two models that meet the same targets err together, so this is far sharper than two errors side by side.
+    hidden f4[S, d]; item f4[V, d] and bias f4[V] of a vocabulary of V item ids: score = hidden . item + bias.
     """
-    out = {}
-    for mode, (ranks, use) in _used(repeat, cold).items():
-        own, out[mode] = m.ndcg(tally.rank[ranks][use], 10), {}
-        for name, other in others.items():
-            less = own - m.ndcg(other.rank[ranks][use], 10)
-            mean, error = m.mean_and_error(less, tally.group[use])
-            out[mode][name] = {"ndcg@10": mean, "ndcg@10_se": error}
-    return out
+
+    name: str
+    hidden: np.ndarray
+    item: np.ndarray
+    bias: np.ndarray
+    vocabulary: list[str]
 
 
-def _figures(ranks: np.ndarray, group: np.ndarray, shown: np.ndarray) -> dict:
-    out = {"targets": len(ranks)}
-    for name, values in (
-        ("hr@10", m.hits(ranks, 10)), ("hr@20", m.hits(ranks, 20)), ("ndcg@10", m.ndcg(ranks, 10)),
-        ("mrr@20", m.mrr(ranks, 20)),
-    ):  # fmt: skip
-        out[name], out[f"{name}_se"] = m.mean_and_error(values, group)
-    out["coverage@10"] = float(np.count_nonzero(shown) / max(len(shown), 1))
-    out["gini@10"] = m.gini(shown)
-    return out
+@dataclass(frozen=True)
+class Lists:
+    """What a flow served: lists i4[S, LIST], LM outputs f4[S, d] and the key's items at every moment asked
+    about; time that each took ns i8[S]; events and the time that all steps took."""
+
+    items: np.ndarray
+    hidden: np.ndarray
+    seen: list[np.ndarray]
+    elapsed_ns: np.ndarray
+    events: int
+    busy_ns: int
+
+    def speed(self, budget_ns: int) -> dict:
+        """Percentiles of a list's time in microseconds, share of late ones, events a second of one core."""
+        p = np.percentile(self.elapsed_ns, (50, 99, 99.9)) / 1e3
+        return {
+            "step_us_p50": float(p[0]), "step_us_p99": float(p[1]), "step_us_p99.9": float(p[2]),
+            "late_share": float((self.elapsed_ns > budget_ns).mean()),
+            "events_per_s": self.events / max(1, self.busy_ns) * 1e9,
+        }  # fmt: skip
 
 
 def evaluate(
@@ -123,14 +65,20 @@ def evaluate(
     task: Task,
     advance: Callable[[str, int], None] = lambda name, n: None,
     elsewhere: bool = False,
+    beside: Sequence[Beside] = (),
+    more: Sequence = (),
+    budget_ms: float | None = None,
 ) -> dict:
     """Every model's figures on the task; see Tally for `all` and `new`.
 
     advance    called with (pass, events) as events go through
     elsewhere  the caller knows that the flow's model was trained on other events; else ModelError where it
                may have learnt from the targets
+    beside     other models' outputs
+    more       further model files of the flow (other seeds): mean and spread over all of them are reported
+    budget_ms  a list that took longer is a miss (the flow's budget)
     """
-    engine = Engine(flow.but(top_k=LIST, decide=None, disorder=_ALWAYS, exclude_seen=False))
+    engine = open_for(flow)
     catalogue = engine.catalogue
     if catalogue is None:
         raise InputError(f"flow {flow.name!r} has no catalogue and recommends nothing; give --items")
@@ -138,28 +86,104 @@ def evaluate(
         _check_model(engine, task)
     item = np.array([catalogue.index(i) if i else -1 for i in task.table[flow.schema.item]], np.int64)
     target = np.array([catalogue.index(i) for i in task.target], np.int64)
-    baselines, available = all_baselines(catalogue, flow.counts), catalogue.available != 0
+    keys = int(task.key.max(initial=-1)) + 1
+    baselines, available = all_baselines(catalogue, flow.counts, keys), catalogue.available != 0
     repeat, warm = _repeats(task, item, target), Warm(task, item, len(available))
     cold = np.zeros(len(target), bool)
     for s, is_cold in warm:
         cut = slice(task.target_at[s], task.target_at[s + 1])
         cold[cut] = is_cold[target[cut]] & (target[cut] >= 0)
+    asked = _Asked(task, item, target, repeat)
     tallies = run_baselines(
         baselines, task, item, target, repeat, lambda n: advance("baselines", n), available
     )
-    served = run_flow(flow, engine, task, item, target, repeat, advance)
+    budget_ns = int((budget_ms or flow.budget_ms) * 1e6)
+    served, lists = run_flow(flow, engine, asked, advance, budget_ns)
+    for other in beside:
+        tallies[other.name] = asked.beside(other, catalogue, lists.seen)
     name = list(served)[-1]
     others = tallies | {n: t for n, t in served.items() if n != name}
-    return {
+    report = {n: t.report(repeat, available, cold) for n, t in (tallies | served).items()}
+    out = {
         "items": int(available.sum()),
         "targets": len(target),
         "repeats": int(repeat.sum()),
         "cold_targets": int(cold.sum()),
         "targets_not_in_the_catalogue": int((target < 0).sum()),
         "targets_not_available": int((~available[target[target >= 0]]).sum()),
-        "models": {n: t.report(repeat, available, cold) for n, t in (tallies | served).items()},
+        "bytes_per_key": engine.layout.row_bytes,
+        "budget_ms": budget_ns / 1e6,
+        "speed": lists.speed(budget_ns),
+        "models": report,
         "paired": {"model": name, **paired(served[name], others, repeat, cold)},
     }
+    if more:
+        runs = [{n: report[n] for n in served}]
+        for path in more:
+            changed = flow.but(model=path)
+            engine = open_for(changed)
+            if not elsewhere:
+                _check_model(engine, task)
+            again, _ = run_flow(changed, engine, asked, advance, budget_ns)
+            runs.append({n: t.report(repeat, available, cold) for n, t in again.items()})
+        out["seeds"] = spread(runs)
+    return out
+
+
+def open_for(flow: Flow) -> Engine:
+    """An engine whose lists are as long as is judged, and that takes nothing for late."""
+    return Engine(flow.but(top_k=LIST, decide=None, disorder=_ALWAYS, exclude_seen=False))
+
+
+def spread(runs: list[dict]) -> dict:
+    """Mean and standard deviation over runs of one model: {model: {mode: {figure: {mean, sd, n}}}}."""
+    out: dict = {}
+    for model in runs[0]:
+        for mode, figures in runs[0][model].items():
+            for name in figures:
+                if "_se" in name or name == "targets":
+                    continue
+                values = np.array([r[model][mode][name] for r in runs])
+                sd = float(values.std(ddof=1))
+                cell = {"mean": float(values.mean()), "sd": sd, "n": len(runs)}
+                out.setdefault(model, {}).setdefault(mode, {})[name] = cell
+    return out
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A task with its items as catalogue indices."""
+
+    task: Task
+    item: np.ndarray
+    target: np.ndarray
+    repeat: np.ndarray
+
+    def cut(self, s: int) -> slice:
+        """Targets of list s."""
+        return slice(self.task.target_at[s], self.task.target_at[s + 1])
+
+    def beside(self, other: Beside, catalogue, seen: list[np.ndarray]) -> Tally:
+        """Ranks of a model that knows items by their ids."""
+        n, d = len(catalogue.available), other.item.shape[1]
+        table, bias, known = np.zeros((n, d), np.float32), np.zeros(n, np.float32), np.zeros(n, bool)
+        at = np.array([catalogue.index(i) for i in other.vocabulary], np.int64)
+        here = at >= 0
+        table[at[here]], bias[at[here]], known[at[here]] = other.item[here], other.bias[here], True
+        return self.logits(other.hidden, table, bias, known & (catalogue.available != 0), seen)
+
+    def logits(self, hidden, table, bias, known: np.ndarray, seen: list[np.ndarray]) -> Tally:
+        """Ranks by hidden f4[S, d] @ table f4[N, d] + bias over the items where known bool[N]."""
+        tally, warm = Tally(self.task, len(known)), iter(Warm(self.task, self.item, len(known)))
+        for base in range(0, len(hidden), 256):
+            logits = hidden[base : base + 256] @ table.T + bias
+            logits[:, ~known] = -np.inf
+            # ranks do not change; a list shows what scores above 0
+            logits -= logits[:, known].min(1, keepdims=True) - 1
+            for s in range(base, min(base + 256, len(hidden))):
+                cut = self.cut(s)
+                tally.dense(s, logits[s - base], self.target[cut], self.repeat[cut], seen[s], next(warm)[1])
+        return tally
 
 
 def run_baselines(
@@ -197,33 +221,49 @@ def run_baselines(
 
 
 def run_flow(
-    flow: Flow, engine: Engine, task: Task, item: np.ndarray, target: np.ndarray, repeat: np.ndarray,
-    advance: Callable[[str, int], None],
-) -> dict[str, Tally]:  # fmt: skip
-    """The flow's own lists, once over all items and once without what the key had; and its LM alone."""
-    system, lm = Tally(task, len(engine.catalogue.available)), None
+    flow: Flow, engine: Engine, asked: _Asked, advance: Callable[[str, int], None], budget_ns: int
+) -> tuple[dict[str, Tally], Lists]:
+    """The flow's own lists, once over all items and once without what the key had; and its LM alone.
+
+    A list that took longer than the budget is a miss; where there is one, the lists are also judged as if
+    there were no budget.
+    """
+    items = len(engine.catalogue.available)
+    system, patient, lm = Tally(asked.task, items), Tally(asked.task, items), None
+    first, late = None, False
     for mode in Tally.MODES:
-        lists, hidden, seen = _serve(engine, task, item, mode == "new", lambda n, mode=mode: advance(mode, n))
-        for s, cold in Warm(task, item, len(engine.catalogue.available)):
-            cut = slice(task.target_at[s], task.target_at[s + 1])
-            system.listed(mode, s, lists[s], target[cut], repeat[cut], cold)
-        if mode == "all" and hidden.shape[1]:
-            lm = _lm_alone(engine, task, hidden, seen, item, target, repeat)
+        lists = _serve(engine, asked.task, asked.item, mode == "new", lambda n, mode=mode: advance(mode, n))
+        for s, cold in Warm(asked.task, asked.item, items):
+            cut = asked.cut(s)
+            shown, given = lists.items[s], (asked.target[cut], asked.repeat[cut], cold)
+            patient.listed(mode, s, shown, *given)
+            in_time = lists.elapsed_ns[s] <= budget_ns
+            late |= not in_time
+            system.listed(mode, s, shown if in_time else shown * 0 - 1, *given)
         if mode == "all":
-            engine = Engine(flow.but(top_k=LIST, decide=None, disorder=_ALWAYS, exclude_seen=False))
+            first = lists
+            if lists.hidden.shape[1]:
+                tables = engine.table_arrays
+                known = (tables["known"] != 0) & (tables["available"] != 0)
+                lm = asked.logits(lists.hidden, tables["item"], tables["bias"], known, lists.seen)
+            engine = open_for(flow)
     name = "counts as served" if lm is None else "LM + counts" + (" + head" if _has_head(engine) else "")
-    return ({"LM alone": lm} if lm else {}) | {name: system}
+    out = {"LM alone": lm} if lm else {}
+    if late:
+        out[f"{name}, however late"] = patient
+    return out | {name: system}, first
 
 
 def _serve(
     engine: Engine, task: Task, item: np.ndarray, hide_seen: bool, advance: Callable[[int], None]
-) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Lists i4[S, LIST], LM outputs f4[S, d] and the key's items of every moment that the task asks about."""
+) -> Lists:
+    """What is served at every moment that the task asks about."""
     asked = np.zeros(len(task.table), bool)
     asked[task.ask] = True
     tiers = np.where(asked, Tier.FULL, Tier.SILENT).astype(np.uint8)
-    d = engine.arrays["hidden"].shape[1]
-    lists, hidden = np.full((len(task.ask), LIST), -1, np.int32), np.zeros((len(task.ask), d), np.float32)
+    n, d = len(task.ask), engine.arrays["hidden"].shape[1]
+    lists, hidden = np.full((n, LIST), -1, np.int32), np.zeros((n, d), np.float32)
+    elapsed_ns, busy_ns = np.zeros(n, np.int64), 0
     history, seen, s = History(), [], 0
     exclude = engine.exclude
     decoder = Decoder(engine.flow.schema, engine.catalogue)
@@ -233,9 +273,7 @@ def _serve(
         events = decoder.decode(part.values, offsets, np.zeros(len(part), np.int64), engine.flow.source, 0)
         if events.dead:
             raise InputError(f"row {events.dead[0].offset}: {events.dead[0].cause}")
-        for at, stop in _cuts(
-            asked[base : base + len(part)], task.frozen[base : base + len(part)], hide_seen
-        ):
+        for at, stop in _cuts(asked[base : base + len(part)], task.frozen[base : base + len(part)]):
             for row in range(base + at, base + stop):
                 history.add(int(task.key[row]), int(item[row]))
             own = None
@@ -244,13 +282,16 @@ def _serve(
                 exclude[own] = 1
             engine.learn_counts(not task.frozen[base + at])
             while at < stop:
+                began = perf_counter_ns()
                 scored = engine.step(events[at:stop], tiers[base + at : base + stop])
+                took = perf_counter_ns() - began
+                busy_ns += took
                 if (scored.status == LATE).any():
                     raise InputError(
                         f"rows near {base + at} go back in time; evaluate sorts its events: report this"
                     )
                 for j in np.flatnonzero(scored.tier == Tier.FULL).tolist():
-                    lists[s], hidden[s] = scored.items[j], scored.hidden[j]
+                    lists[s], hidden[s], elapsed_ns[s] = scored.items[j], scored.hidden[j], took
                     seen.append(history.seen(int(task.key[base + at + j])))
                     s += 1
                 at += len(scored)
@@ -259,45 +300,16 @@ def _serve(
             if own is not None:
                 exclude[own] = 0
         advance(len(part))
-    return lists, hidden, seen
+    return Lists(lists, hidden, seen, elapsed_ns, len(task.table), busy_ns)
 
 
-def _cuts(asked: np.ndarray, frozen: np.ndarray, alone: bool) -> list[tuple[int, int]]:
-    """Runs [at, stop) of one value of `frozen` that end after every event asked about; with `alone` such an
-    event is a run of its own, as it hides items of its own."""
-    n = len(asked)
-    edges = {0, n, *(np.flatnonzero(np.diff(frozen)) + 1).tolist()}
+def _cuts(asked: np.ndarray, frozen: np.ndarray) -> list[tuple[int, int]]:
+    """Runs [at, stop) of one value of `frozen`; an event asked about is a run of its own: it is timed, and
+    may hide items of its own."""
     rows = np.flatnonzero(asked)
-    edges.update((rows + 1).tolist())
-    if alone:
-        edges.update(rows.tolist())
-    edges = sorted(edges)
+    changes = np.flatnonzero(np.diff(frozen)) + 1
+    edges = sorted({0, len(asked), *changes.tolist(), *rows.tolist(), *(rows + 1).tolist()})
     return list(zip(edges[:-1], edges[1:]))
-
-
-def _lm_alone(
-    engine: Engine,
-    task: Task,
-    hidden: np.ndarray,
-    seen: list[np.ndarray],
-    item: np.ndarray,
-    target: np.ndarray,
-    repeat: np.ndarray,
-) -> Tally:
-    """The LM's logits over every item that it knows."""
-    tables = engine.table_arrays
-    tally = Tally(task, len(tables["known"]))
-    warm = iter(Warm(task, item, len(tables["known"])))
-    never = (tables["known"] == 0) | (tables["available"] == 0)
-    for base in range(0, len(hidden), 256):
-        logits = hidden[base : base + 256] @ tables["item"].T + tables["bias"]
-        logits[:, never] = -np.inf
-        # ranks do not change; a list shows what scores above 0
-        logits -= logits[:, ~never].min(1, keepdims=True) - 1
-        for s in range(base, min(base + 256, len(hidden))):
-            cut = slice(task.target_at[s], task.target_at[s + 1])
-            tally.dense(s, logits[s - base], target[cut], repeat[cut], seen[s], next(warm)[1])
-    return tally
 
 
 def _repeats(task: Task, item: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -312,23 +324,6 @@ def _repeats(task: Task, item: np.ndarray, target: np.ndarray) -> np.ndarray:
                 repeat[j] = target[j] >= 0 and int(target[j]) in had
             s += 1
     return repeat
-
-
-class Warm:
-    """For every list in turn (its number, which items are cold, bool[N]): those with at most COLD_EVENTS
-    events, with any key, when the list was served. The array is the same one, overwritten."""
-
-    def __init__(self, task: Task, item: np.ndarray, items: int) -> None:
-        self.task, self.item, self.items = task, item, items
-
-    def __iter__(self):
-        met, cold, row = np.zeros(self.items, np.int64), np.ones(self.items, bool), 0
-        for s, ask in enumerate(self.task.ask.tolist()):
-            fed = self.item[row : ask + 1]
-            fed, row = fed[fed >= 0], ask + 1
-            np.add.at(met, fed, 1)
-            cold[fed] = met[fed] <= COLD_EVENTS
-            yield s, cold
 
 
 def _has_head(engine: Engine) -> bool:
