@@ -38,6 +38,7 @@ def main() -> int:
                 "--out", str(args.out / f"{name}.weights"), "--d", "32", "--dropout", "0.1",
                 "--protocol", "all",
                 "--epochs", str(args.epochs or EPOCHS[name]), "--layers", str(LAYERS[name]),
+                *(["--fresh"] if name == "recommend" else []),  # a demo begins with cold counts
             ])  # fmt: skip
             if code:
                 return code

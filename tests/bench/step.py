@@ -13,10 +13,12 @@ from streamai.engine import Engine, open_engine
 from streamai.events import CLICKS, EVENT, Events
 from streamai.flow import Flow
 from streamai.kernels.index import hash_all
+from streamai.kernels.inputs import HEAD_INPUTS as Z
+from streamai.kernels.inputs import RING_INPUTS
 from streamai.model import weights
 
 USERS, WARM, MEASURED = 20_000, 30_000, 20_000
-D, LAYERS, M, HIDDEN = 64, 2, 128, 32
+D, LAYERS, M, HIDDEN = 64, 2, 128, 16
 FEATURES = len(UserClicks.features) + len(ItemClicks.features)
 
 
@@ -39,11 +41,12 @@ def random_weights(path: Path, ids: list[str], d: int = D) -> Path:
         "W1": made(LAYERS, d, 2 * M), "W2": made(LAYERS, M, d), "final_gain": np.ones(d, "f4"),
         "feat_mean": np.zeros(FEATURES, "f4"),
         "feat_inv": np.full(FEATURES, 1e-3, "f4"),
-        "head_mean": np.zeros(8, "f4"), "head_inv": np.ones(8, "f4"), "head_w": made(8), "head_b": made(1),
-        "head_Wz": made(8, HIDDEN), "head_W2": made(HIDDEN), "head_bu": made(HIDDEN),
-        "head_Wu": made(d + FEATURES, HIDDEN),
+        "head_mean": np.zeros(Z, "f4"), "head_inv": np.ones(Z, "f4"), "head_w": made(Z), "head_b": made(1),
+        "head_Wz": made(Z, HIDDEN), "head_W2": made(HIDDEN), "head_bu": made(HIDDEN),
+        "head_Wu": made(d + FEATURES + RING_INPUTS, HIDDEN), "head_items": made(len(ItemClicks.features)),
     }  # fmt: skip
     header = {"kind": "clicks", "d": d, "layers": LAYERS, "mlp": M, "side": 0, "vocabulary": ids}
+    header["calibrated"] = True
     weights.write(path, header, arrays)
     return path
 
