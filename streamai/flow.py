@@ -83,6 +83,7 @@ class Flow:
     catch_up          what events past their deadline get: "prior", "full" or "silent" (state only)
     on_error          a poison event goes to the dead-letter topic, or "stop"s the worker
     k_max             most items that a request may ask for; 0 = top_k
+    scan_max          a catalogue of more items is searched by an index (`streamai index`), not scanned whole
     exclude_seen      leave out items still in the key's event ring
     online            the ranking head goes on learning from the stream: Online(...); None: it does not
     """
@@ -102,6 +103,7 @@ class Flow:
     k_max: int = 0
     ring: int = 64
     candidates: int = 200
+    scan_max: int = 131_072
     disorder: str = "10s"
     max_skew: str = "5m"
     catch_up: str = "prior"

@@ -22,6 +22,7 @@ COMMANDS = {
     "ask": "ask a running worker about a key",
     "record": "write a topic to parquet, in arrival order",
     "convert": "turn a file of events into another format",
+    "index": "index the items of a large catalogue",
     "items": "add text vectors to a catalogue",
     "generate": "make events, as many as asked",
     "train": "train a flow's model and export it",

@@ -15,8 +15,8 @@ from . import jit
     KEY_CELLS, KEY_F, ITEM_F, PLAN_AT, BOOK_AT, RING_AT, RING, ENTRY, LM_AT, LM_FLOATS, MODE, SIDES, TOP_K,
     CANDIDATES, SCANNED, POPULAR, HIST, SCORED_ITEMS, EXCLUDE_SEEN, HAS_LM, HAS_HEAD, DISORDER, LOG_MAX,
     HORIZONS, HALVES, OWN, HEAD_OLD, CALIBRATED, ONLINE, REFRESH, HEAD_AT,
-    LEARN_FROM,
-) = range(32)  # fmt: skip
+    LEARN_FROM, PROBED,
+) = range(33)  # fmt: skip
 SHAPE_SIZE = 40
 
 # State.clock: the scalars that move with the stream
@@ -35,7 +35,9 @@ TABLES = (
     "item_derived", "item_derived_p", "item_acc", "item_acc_p", "item_out", "item_out_p",
     "item", "bias", "known", "present", "unknown", "kind_emb", "gap_emb", "Wside", "Wg", "bg", "cw", "cb",
     "lam", "gap_w", "Wo", "W1", "W2", "Wq", "Ws", "Wc", "final_gain",
-    "packed", "scale",  # int8 panels of the item table
+    "packed", "scale",  # int8 panels of the item table, by item or by place of the index
+    "ivf_start", "ivf_item", "ivf_live", "ivf_bias", "ivf_reach",  # see ivf.py; none = all is scanned
+    "ivf_middle", "ivf_middle_scale", "ivf_middle_bias",
     "available", "scannable", "price_z",  # scannable: available, and the model was trained on it
     "feat_mean", "feat_inv",
     "head_mean", "head_inv", "head_w", "head_b", "head_Wz", "head_W2", "head_bu", "head_Wu",
@@ -62,6 +64,7 @@ WORK = (
     "own", "recent", "since", "span", "ring", "newest", "zn", "text",  # see inputs.py
     "asking", "asked", "members", "filters", "cells_f8", "cells_i8",  # see request.py
     "w", "b", "ring_hidden",
+    "probed", "probe", "probe_s", "probe_score", "probe_on", "probe_off",  # see ivf.py
     "status", "features", "hidden", "items", "scores",
 )  # fmt: skip
 

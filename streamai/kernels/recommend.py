@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 
 from . import context as c
-from . import counts, jit, rank
+from . import counts, ivf, jit, rank
 from .inputs import inputs, mark_ring, most_of, unmark_ring
 
 SILENT, PRIOR, RANK, FULL = range(4)
@@ -69,6 +69,19 @@ def _link(T, S, W, n_hist, t):
 
 
 @njit(**jit)
+def _scan(T, W, exclude):
+    """The best items by the LM alone into W.top, of the table or of the index's best lists; how many."""
+    step, k = rank.quantise(W.q, W.words), T.shape[c.SCANNED]
+    if T.ivf_start.size == 0:
+        return rank.scan(T.packed, T.scale, T.bias, T.scannable, exclude, T.available.size, W.words, step, k,
+                         W.top_s, W.top)  # fmt: skip
+    m = ivf.choose(W.q, W.words, step, T.ivf_middle, T.ivf_middle_scale, T.ivf_middle_bias, T.ivf_reach,
+                   W.probe_score, W.probe_on, W.probe_off, W.probed[0], W.probe_s, W.probe)  # fmt: skip
+    return ivf.scan(T.packed, T.scale, T.ivf_bias, T.ivf_live, T.ivf_item, exclude, T.ivf_start, W.probe, m,
+                    W.words, step, k, W.top_s, W.top)  # fmt: skip
+
+
+@njit(**jit)
 def candidates(T, S, W, exclude, n_hist, t, tier):
     """Fills W.cand with items that are not in exclude u1[N]; returns (number, touched by counts).
 
@@ -80,9 +93,7 @@ def candidates(T, S, W, exclude, n_hist, t, tier):
     stamp = S.clock[c.STAMP]
     n = 0
     if tier == FULL and shape[c.HAS_LM] != 0:
-        step = rank.quantise(W.q, W.words)
-        m = rank.scan(T.packed, T.scale, T.bias, T.scannable, exclude, T.available.size, W.words, step,
-                      shape[c.SCANNED], W.top_s, W.top)  # fmt: skip
+        m = _scan(T, W, exclude)
         n = _add(T, W, exclude, W.top, m, n, limit, stamp)
     n = _add_own(T, W, exclude, n_hist, n, min(n + shape[c.OWN], limit), stamp)
     touched = _link(T, S, W, n_hist, t)

@@ -109,8 +109,11 @@ def answer(T, S, W, rows, columns, i, tier):
         _bar(W, asked)
         grade = tier if known else np.uint8(PRIOR)
         given = W.members[asked[GIVEN_AT] : asked[GIVEN_END]]
+        if asked[MASK] >= 0:
+            W.probed[0] = W.probe_on.size  # who wants few of the items may find them in any list
         recommend(T, S, W, i, slot, recent(T, S, W, slot, shape[c.RING]), t, grade,
                   asked[K], asked[ONLY] != 0, given)  # fmt: skip
+        W.probed[0] = shape[c.PROBED]
         _unbar(W, asked)
     elif shape[c.MODE] == c.MARKET and known:
         _market(T, S, W, columns, i, slot)

@@ -14,12 +14,13 @@ from streamai.errors import ModelError
 from streamai.events import MARKET
 from streamai.flow import Flow
 from streamai.kernels import context as c
-from streamai.kernels import lm, quant, rank
+from streamai.kernels import lm, quant
 from streamai.kernels.inputs import HEAD_INPUTS, TEXT
 from streamai.kernels.lm import UNKNOWN, matvec
 from streamai.kernels.maths import ordered_dot
 from streamai.layout import BOOK_CELLS, HEADER_CELLS, Layout
-from streamai.model.weights import Weights, number, shaped
+from streamai.model import index
+from streamai.model.weights import Weights, number, read, shaped
 from streamai.plan import Plan
 
 SCANNED = 64
@@ -30,7 +31,6 @@ OWN = 64
 """Most items of the key's own ring among them, beside those that come in anyhow."""
 OF_MODEL = ("lm_floats", "halves", "head_floats")
 """Parts of a row's layout that another model may have otherwise: made anew from the ring."""
-BLOCK = 16
 
 LM = ("unknown", *lm.ARRAYS)
 MATRICES = ("Wg", "Wo", "W1", "W2")
@@ -238,6 +238,17 @@ def _check_features(flow: Flow, weights: Weights | None, arrays: dict, features:
         )
 
 
+def items_of(flow: Flow) -> tuple[dict, Weights]:
+    """(item table in catalogue order and the LM's arrays, model) of a flow that has both."""
+    model = read(flow.model)
+    catalogue = flow.catalogue if isinstance(flow.catalogue, Catalogue) else Catalogue.load(flow.catalogue)
+    arrays = lm_arrays(model)
+    known = _in_catalogue_order(arrays, model, catalogue)
+    arrays["known"], arrays["present"] = known, np.ones(len(known), "u1")
+    arrays["scannable"] = catalogue.available & known
+    return arrays, model
+
+
 def arrays_of(flow: Flow, plan: Plan, item_plan: Plan, catalogue, weights: Weights | None) -> dict:
     """Everything in Tables by name, except `shape`."""
     arrays = {}
@@ -254,14 +265,10 @@ def arrays_of(flow: Flow, plan: Plan, item_plan: Plan, catalogue, weights: Weigh
         known = np.zeros(0 if catalogue is None else len(catalogue.available), "u1")
     _check_features(flow, weights, arrays, len(plan.names) + len(item_plan.names))
     n = len(catalogue.available) if catalogue is not None else 0
-    d = arrays["item"].shape[1]
     arrays["known"], arrays["present"] = known, np.ones(len(known), "u1")
-    arrays["packed"] = np.zeros((n // BLOCK, d, BLOCK), "i1")
-    arrays["scale"] = np.zeros(n, "f4")
-    if n and d:
-        rank.pack(arrays["item"], arrays["packed"], arrays["scale"])
     arrays["available"] = np.zeros(0, "u1") if catalogue is None else catalogue.available.copy()
     arrays["scannable"] = arrays["available"] & known if catalogue is not None else arrays["available"]
+    arrays |= index.of_table(arrays, weights, n, flow.scan_max)
     arrays["price_z"] = _price_z(catalogue)
     arrays["text"] = _text(weights, catalogue)
     return arrays
@@ -280,7 +287,7 @@ def shape_of(
         c.LM_AT: 2 * layout.lm_at, c.LM_FLOATS: layout.lm_floats, c.HALVES: int(layout.halves),
         c.HEAD_AT: 2 * layout.head_at, c.ONLINE: int(flow.online is not None),
         c.REFRESH: 0 if flow.online is None else flow.online.refresh_ns,
-        c.LEARN_FROM: _trained_until(weights),
+        c.LEARN_FROM: _trained_until(weights), c.PROBED: int(arrays["ivf_probed"][0]),
         c.MODE: mode_of(flow, weights),
         c.SIDES: 8 if market else 0, c.TOP_K: flow.top_k, c.CANDIDATES: flow.candidates, c.SCANNED: SCANNED,
         c.POPULAR: POPULAR, c.HIST: flow.counts.window, c.SCORED_ITEMS: flow.counts.scored,

@@ -73,6 +73,7 @@ def of_work(
         "own": np.zeros(ring, "i4"), "recent": np.zeros(ring, "f4"), "since": np.zeros(ring, "f4"),
         "span": np.zeros(ring, "f4"), "ring": np.zeros(RING_INPUTS, "f4"), "newest": np.zeros(NEWEST, "f4"),
         "zn": np.zeros(HEAD_INPUTS, "f4"), "text": np.zeros(TEXT, "f4"),
+        **probing(len(tables["ivf_reach"]), int(shape[c.PROBED])),
         **asked(batch_max, n if recommends else 0, plan.cells),
         "w": np.zeros(HEAD_INPUTS, "f4"), "b": np.zeros(1, "f4"), "ring_hidden": np.zeros(n, "u1"),
         "status": np.zeros(batch_max, "u1"), "features": np.zeros((batch_max, features), "f4"),
@@ -89,4 +90,14 @@ def asked(batch_max: int, items: int, cells: int) -> dict[str, np.ndarray]:
         "asking": np.zeros(1, "i8"), "asked": np.zeros((batch_max, request.ASKED), "i8"),
         "members": np.zeros(request.MEMBERS, "i4"), "filters": np.zeros((request.MASKS, items), "u1"),
         "cells_f8": windows, "cells_i8": windows.view("i8"),
+    }  # fmt: skip
+
+
+def probing(lists: int, probed: int) -> dict[str, np.ndarray]:
+    """What a search of the index needs, see kernels/ivf.py."""
+    room = 4 * lists + 16
+    return {
+        "probed": np.full(1, probed, "i8"), "probe": np.zeros(room, "i4"), "probe_s": np.zeros(room, "f4"),
+        "probe_score": np.zeros(lists, "f4"), "probe_on": np.ones(lists, "u1"),
+        "probe_off": np.zeros(lists, "u1"),
     }  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 
 from streamai.kernels import counts, jit, lm, rank, simd
-from tests.bench import names
+from tests.bench import large, names
 
 
 def _best(call, repeats=150):
@@ -178,6 +178,17 @@ def scan_26000():
 @names("scan/100000")
 def scan_100000():
     return _scan(100_000)
+
+
+@names("scan/1000000", "scan/1000000_clustered", "scan/1000000_gaussian")
+def scan_1000000():
+    """Through the index; scan/1000000 is of a trained model where the environment names one."""
+    kinds = {"": large.trained, "_clustered": large.clustered, "_gaussian": large.gaussian}
+    made = (
+        large.measure(f"scan/1000000{kind}", data, _bandwidth, large.faiss_peer)
+        for kind, data in kinds.items()
+    )
+    return [row for row in made if row is not None]
 
 
 @njit(**jit)
