@@ -10,8 +10,8 @@ def add(subparsers) -> None:
     p = subparsers.add_parser(
         "index",
         help="index the items of a large catalogue",
-        description="Groups the model's items into lists of alike ones and measures how many a query has to "
-        "scan. Written to MODEL.index; a worker with a catalogue of more than the flow's scan_max items takes "
+        description="Groups the model's items into lists of alike ones and measures how many of them a query "
+        "scans. Written to MODEL.index; a worker with a catalogue of more items than scan_max takes "
         "it where it is of the same model and catalogue, and makes its own at every start where not.",
     )
     p.add_argument("flow", help="module of the flow, such as agents.recommend")

@@ -125,9 +125,10 @@ def measure(name, data, bandwidth, peer):
              bias, room, every, np.zeros(FOUND, np.float32), best, best_s)  # fmt: skip
 
     def search(row, probed):
-        _search(row, words, *(i[f"ivf_{name}"] for name in ("middle", "middle_scale", "middle_bias", "reach")),
+        _search(row, words, *(i[f"ivf_{name}"] for name in parts),
                 *scratch, probed, *fixed)  # fmt: skip
 
+    parts = ("middle", "middle_scale", "middle_bias", "reach")
     words, exact, wall, cpu, hits = np.zeros(D, np.int16), [], [], [], []
     for row in q:
         exact.append(set(np.argpartition(-(item @ row + bias), K)[:K].tolist()))
