@@ -15,7 +15,7 @@ HEAD_INPUTS = 16
 """Inputs of a candidate; their names are in inputs.py."""
 _f4 = np.float32
 _ZERO, _ONE = _f4(0), _f4(1)
-_load, _splat, _fma, _dot = simd.load, simd.splat, simd.fma, simd.dot_pairs
+_load, _splat, _fma, _dot, _add = simd.load, simd.splat, simd.fma, simd.dot_pairs, simd.add
 
 
 @njit(**jit)
@@ -213,19 +213,36 @@ def head_score(z, n, mean, inv, w, b, Wz, W2, user, normed, out):
     hidden = user.size
     zero = _splat(_ZERO)
     for c in range(n):
+        for i in range(HEAD_INPUTS):
+            normed[i] = (z[c, i] - mean[i]) * inv[i]
+        z0, z1, z2, z3 = normed[0], normed[1], normed[2], normed[3]
+        z4, z5, z6, z7 = normed[4], normed[5], normed[6], normed[7]
+        z8, z9, z10, z11 = normed[8], normed[9], normed[10], normed[11]
+        z12, z13, z14, z15 = normed[12], normed[13], normed[14], normed[15]
         linear = b[0]
-        for j in range(0, HEAD_INPUTS, 4):
-            for i in range(j, j + 4):
-                normed[i] = (z[c, i] - mean[i]) * inv[i]
-            linear += (normed[j] * w[j] + normed[j + 1] * w[j + 1]) + (
-                normed[j + 2] * w[j + 2] + normed[j + 3] * w[j + 3]
-            )
+        linear += (z0 * w[0] + z1 * w[1]) + (z2 * w[2] + z3 * w[3])
+        linear += (z4 * w[4] + z5 * w[5]) + (z6 * w[6] + z7 * w[7])
+        linear += (z8 * w[8] + z9 * w[9]) + (z10 * w[10] + z11 * w[11])
+        linear += (z12 * w[12] + z13 * w[13]) + (z14 * w[14] + z15 * w[15])
         s = zero
         for h in range(0, hidden, 16):
-            x = _load(user, h)
-            for i in range(HEAD_INPUTS):
-                x = _fma(_splat(normed[i]), _load(Wz, i * hidden + h), x)
-            s = _fma(simd.larger(x, zero), _load(W2, h), s)
+            x = _fma(_splat(z0), _load(Wz, h), _load(user, h))
+            y = simd.mul(_splat(z8), _load(Wz, 8 * hidden + h))
+            x = _fma(_splat(z1), _load(Wz, hidden + h), x)
+            y = _fma(_splat(z9), _load(Wz, 9 * hidden + h), y)
+            x = _fma(_splat(z2), _load(Wz, 2 * hidden + h), x)
+            y = _fma(_splat(z10), _load(Wz, 10 * hidden + h), y)
+            x = _fma(_splat(z3), _load(Wz, 3 * hidden + h), x)
+            y = _fma(_splat(z11), _load(Wz, 11 * hidden + h), y)
+            x = _fma(_splat(z4), _load(Wz, 4 * hidden + h), x)
+            y = _fma(_splat(z12), _load(Wz, 12 * hidden + h), y)
+            x = _fma(_splat(z5), _load(Wz, 5 * hidden + h), x)
+            y = _fma(_splat(z13), _load(Wz, 13 * hidden + h), y)
+            x = _fma(_splat(z6), _load(Wz, 6 * hidden + h), x)
+            y = _fma(_splat(z14), _load(Wz, 14 * hidden + h), y)
+            x = _fma(_splat(z7), _load(Wz, 7 * hidden + h), x)
+            y = _fma(_splat(z15), _load(Wz, 15 * hidden + h), y)
+            s = _fma(simd.larger(_add(x, y), zero), _load(W2, h), s)
         out[c] = linear + simd.total(s)
 
 
