@@ -26,6 +26,8 @@ class Asking:
         self.catalogue, self.top_k = catalogue, top_k
         self._asking, self._asked = scratch["asking"], scratch["asked"]
         self._members, self._filters = scratch["members"], scratch["filters"]
+        if catalogue is not None:
+            catalogue_filter.columns(catalogue)  # now, not while someone waits for an answer
         self._known: dict[tuple, np.ndarray] = {}  # filters -> u1[N], in the order of use
 
     def put(self, events: Events) -> Events:

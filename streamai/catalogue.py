@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from streamai.errors import CatalogueError
-from streamai.kernels.index import find, hash128, hash_all, insert_all
+from streamai.kernels.index import find, find_all, hash128, hash_all, insert_all
 
 ID_BYTES_MAX = 256
 COLUMNS = ("id", "title", "price", "category", "available", "availability", "text", "vector")
@@ -122,6 +122,14 @@ class Catalogue:
         """Index of an item, or -1."""
         h0, h1 = hash_id(item_id)
         return int(find(self.table, self.hash0, self.hash1, np.uint64(h0), np.uint64(h1)))
+
+    def indices(self, raw: Sequence[bytes]) -> np.ndarray:
+        """Indices i4[m] of items by their ids' UTF-8 bytes, -1 = not here."""
+        at, out = np.zeros(len(raw) + 1, np.int64), np.zeros(len(raw), np.int32)
+        np.cumsum([len(b) for b in raw], out=at[1:])
+        joined = np.frombuffer(bytearray(b"".join(raw) + b"\0" * 16), np.uint8)
+        find_all(self.table, self.hash0, self.hash1, joined, at, out)
+        return out
 
     @staticmethod
     def token_hash(item_id: str) -> int:

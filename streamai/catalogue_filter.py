@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -32,10 +34,11 @@ def parse(raw: object, catalogue: Catalogue) -> tuple[Filter, ...]:
 
 
 def _condition(name: str, raw: object, catalogue: Catalogue) -> Filter:
-    kind = _kind(name, catalogue)
-    if kind == "":
-        known = ["category", "price", *catalogue.attributes]
-        raise ValueError(f"filter of an unknown column: {name!r}; the catalogue has {', '.join(known)}")
+    column = columns(catalogue).get(name)
+    if column is None:
+        known = ", ".join(columns(catalogue))
+        raise ValueError(f"filter of an unknown column: {name!r}; the catalogue has {known}")
+    kind = column.kind
     if isinstance(raw, dict):
         if kind != "number" or not raw or set(raw) - set(_BOUNDS):
             raise ValueError(f"filter of {name}: min and max are for numbers, got {sorted(raw)}")
@@ -61,19 +64,56 @@ def _number(name: str, value: object) -> float | None:
     return float(value)
 
 
-def _kind(name: str, catalogue: Catalogue) -> str:
-    """What a column holds: text, number, list, or "" for one that is not there or cannot be filtered by."""
-    if name in ("category", "price"):
-        return "text" if name == "category" else "number"
-    column = catalogue.attributes.get(name)
-    if column is None:
-        return ""
-    values = [v for v in column if v is not None]
-    if all(isinstance(v, str) for v in values):
-        return "list" if name == "tags" else "text"
-    if all(isinstance(v, int | float) for v in values):
-        return "number"
-    return "list" if all(isinstance(v, list) for v in values) else ""
+@dataclass(frozen=True)
+class _Column:
+    """kind: "text", "number" or "list"; codes: value -> number; data: f8[n] numbers, NaN = none; or i4[n]
+    codes of the texts; or the codes i4[m] of all lists' entries, and at i8[m] whose they are."""
+
+    kind: str
+    data: np.ndarray
+    codes: dict[str, int] = field(default_factory=dict)
+    at: np.ndarray | None = None
+
+
+_COLUMNS: WeakKeyDictionary[Catalogue, dict[str, _Column]] = WeakKeyDictionary()
+
+
+def columns(catalogue: Catalogue) -> dict[str, _Column]:
+    """What the items can be filtered by, name -> column; worked out once a catalogue."""
+    found = _COLUMNS.get(catalogue)
+    if found is None:
+        price = catalogue.price[: catalogue.n].astype(np.float64)
+        found = {"category": _texts(catalogue.categories), "price": _Column("number", price)}
+        made = {name: _column(name, values) for name, values in catalogue.attributes.items()}
+        found |= {name: column for name, column in made.items() if column is not None}
+        _COLUMNS[catalogue] = found
+    return found
+
+
+def _column(name: str, values: list) -> _Column | None:
+    """An attribute as a column; None: of a type that nothing can be said about."""
+    kinds = {type(v) for v in values} - {type(None)}
+    if kinds <= {str}:
+        if name == "tags":
+            return _lists([v.split("|") if v else None for v in values])
+        return _texts(values)
+    if kinds <= {int, float, bool}:
+        return _Column("number", np.array([math.nan if v is None else v for v in values], np.float64))
+    return _lists(values) if kinds == {list} else None
+
+
+def _texts(values: list) -> _Column:
+    codes: dict[str, int] = {}
+    data = (-1 if v is None else codes.setdefault(v, len(codes)) for v in values)
+    return _Column("text", np.fromiter(data, np.int32, len(values)), codes)
+
+
+def _lists(values: list) -> _Column:
+    codes: dict[str, int] = {}
+    sizes = [0 if v is None else len(v) for v in values]
+    every = (codes.setdefault(str(x), len(codes)) for v in values if v is not None for x in v)
+    data = np.fromiter(every, np.int32, sum(sizes))
+    return _Column("list", data, codes, np.repeat(np.arange(len(values)), sizes))
 
 
 def fulfilled(filters: Sequence[Filter], catalogue: Catalogue) -> np.ndarray:
@@ -81,23 +121,25 @@ def fulfilled(filters: Sequence[Filter], catalogue: Catalogue) -> np.ndarray:
     out = np.zeros(len(catalogue.available), np.uint8)
     out[: catalogue.n] = 1
     for name, how, values in filters:
-        out[: catalogue.n] &= _holds(name, how, values, catalogue)
+        out[: catalogue.n] &= _holds(columns(catalogue)[name], how, _as_kept(name, values), catalogue.n)
     return out
 
 
-def _holds(name: str, how: str, values: tuple, catalogue: Catalogue) -> np.ndarray:
-    kind = _kind(name, catalogue)
-    if kind == "number":
-        column = catalogue.price[: catalogue.n] if name == "price" else catalogue.attributes[name]
-        numbers = np.array([math.nan if v is None else v for v in column], np.float64)
-        if name == "price":  # kept in 32 bits: what was written as 9.99 must be found as 9.99
-            values = tuple(float(np.float32(v)) for v in values)
+def _as_kept(name: str, values: tuple) -> tuple:
+    """Prices are kept in 32 bits: what was written as 9.99 must be found as 9.99."""
+    return tuple(float(np.float32(v)) for v in values) if name == "price" else values
+
+
+def _holds(column: _Column, how: str, values: tuple, n: int) -> np.ndarray:
+    """bool[n]: which items fulfil a condition."""
+    if column.kind == "number":
         if how == "between":
-            return (numbers >= values[0]) & (numbers <= values[1])
-        return np.isin(numbers, values)
-    wanted = set(values)
-    if kind == "text":
-        column = catalogue.categories if name == "category" else catalogue.attributes[name]
-        return np.fromiter((v in wanted for v in column), bool, catalogue.n)
-    lists = (v.split("|") if isinstance(v, str) else v or () for v in catalogue.attributes[name])
-    return np.fromiter((not wanted.isdisjoint(v) for v in lists), bool, catalogue.n)
+            return (column.data >= values[0]) & (column.data <= values[1])
+        return np.isin(column.data, values)
+    wanted = np.zeros(len(column.codes) + 1, bool)  # the last, -1, is of no value
+    wanted[[column.codes[v] for v in values if v in column.codes]] = True
+    if column.at is None:
+        return wanted[column.data]
+    out = np.zeros(n, bool)
+    out[column.at[wanted[column.data]]] = True
+    return out

@@ -94,6 +94,7 @@ def test_many_items():
     ids = [f"item {i}" for i in range(5000)]
     c = Catalogue.of_ids(ids)
     assert [c.index(s) for s in ids[::97]] == list(range(0, 5000, 97))
+    assert c.indices([b"item 7", b"gone", b"", b"item 4999"]).tolist() == [7, -1, -1, 4999]
     assert np.count_nonzero(c.table) == 5000 and len(c.table) >= 10_000
     assert Catalogue.of_ids([]).index("x") == -1
 

@@ -198,11 +198,10 @@ def test_its_file_is_used_where_it_is_of_this_table(flow, tmp_path, monkeypatch)
     flow = flow.but(model=path, scan_max=1000)
     values = click_values(200, seed=3)
     want = feed(Engine(flow), values)
-    model = weights.read(path)
     arrays = Engine(flow).table_arrays
     kept = index.build(arrays)
     mark = index.digest(arrays["item"], arrays["bias"], arrays["known"])
-    index.write(index.file_of(model), kept, mark)
+    index.write(index.file_of(path), kept, mark)
     assert index.digest(*(tables.items_of(flow)[0][name] for name in ("item", "bias", "known"))) == mark
 
     def never(_arrays):
@@ -216,7 +215,7 @@ def test_its_file_is_used_where_it_is_of_this_table(flow, tmp_path, monkeypatch)
     more = Catalogue([*flow.catalogue.ids, "new"])  # another table: the file is not of it
     Engine(flow.but(catalogue=more))
     assert calls == [1]
-    index.file_of(model).write_bytes(b"no index")
+    index.file_of(path).write_bytes(b"no index")
     with pytest.raises(ModelError, match="streamai index"):
         Engine(flow)
 
@@ -231,5 +230,5 @@ def test_the_command_writes_the_file_and_says_what_it_finds(flow, tmp_path, caps
     facts = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert facts["items"] == 5000 and facts["used"] is False
     assert facts["recall@100"] >= index.RECALL or facts["scanned"] > 0.9 * index.SCANNED_MAX
-    assert index.file_of(weights.read(path)).is_file()
+    assert index.facts(index.file_of(path))["recall@100"] == facts["recall@100"]
     assert main(words) == 0 and "not used" in capsys.readouterr().out

@@ -110,6 +110,7 @@ def test_attributes_of_the_catalogue(tmp_path):
 
     assert answer(brand="Canon") == {"a", "c"} and answer(brand=["Leica", "Nikon"]) == {"b"}
     assert answer(stars={"min": 3}) == {"a", "c"} and answer(stars=[3, 4]) == {"c"}
+    assert answer(brand=["Nikon"], stars={"min": 1}) == set()
     assert answer(tags=["sale"]) == {"a"} and answer(tags=["new", "sale"], stars={"max": 4}) == {"c"}
     other = Catalogue(catalogue.ids, attributes={"brand": ["Canon", "Leica", "Leica"]})
     assert other.digest != catalogue.digest

@@ -33,7 +33,7 @@ def run(args) -> int:
     began = time.monotonic()
     arrays, weights = tables.items_of(flow)
     kept = index.build(arrays)
-    path = index.file_of(weights)
+    path = index.file_of(weights.path)
     index.write(path, kept, index.digest(arrays["item"], arrays["bias"], arrays["known"]))
     facts = {
         "file": str(path), "items": int(arrays["known"].sum()), "lists": len(kept["middle"]),

@@ -77,7 +77,15 @@ def describe(flow, keys: int) -> dict:
         "bytes_a_key": total,
         "keys": keys,
         "memory_bytes": keys * (total + INDEX_BYTES),
+        "item_index": None if flow.model is None or flow.catalogue is None else index_of(flow.model),
     }
+
+
+def index_of(model) -> dict | None:
+    """The index of items beside a model, if `streamai index` has written one."""
+    from streamai.model import index
+
+    return index.facts(index.file_of(model))
 
 
 def layout_of(flow):
@@ -161,4 +169,8 @@ def show(report: dict) -> None:
     print(f"  {'total':10} {report['bytes_a_key']:>8,} bytes a key, {INDEX_BYTES} more in memory to find it")
     print(f"\n{report['keys']:,} keys in memory: {_size(report['memory_bytes'])}")
     print("Keys beyond state.rows_max stay on disk and are read when they come again.")
+    if report["item_index"]:
+        i = report["item_index"]
+        lists = f"{i['probed']:,} of {i['lists']:,} lists, {i['scanned']:.1%} of the rows"
+        print(f"Index of items: a query scans {lists}; recall@100 {i['recall@100']:.3f}")
     print("Bytes that features share are counted at the first of them.")

@@ -151,6 +151,14 @@ def hash_all(buf, at, hash0, hash1):
 
 
 @njit(**leaf)
+def find_all(table, hash0, hash1, buf, at, out):
+    """Slots of the keys buf[at[i] : at[i + 1]] into out[i], -1 where it is not there."""
+    for i in range(out.shape[0]):
+        h0, h1 = hash128(buf, np.int64(at[i]), np.int64(at[i + 1]) - np.int64(at[i]))
+        out[i] = find(table, hash0, hash1, h0, h1)
+
+
+@njit(**leaf)
 def insert_all(table, hash0, hash1, n):
     """Enter slots 0..n-1; returns the first slot whose key was there already, or -1."""
     for i in range(n):

@@ -45,18 +45,12 @@ def _items(record: Mapping, name: str, most: int, catalogue: Catalogue) -> tuple
         raise Rejected(f"wrong type: {name} is not a list")
     if len(ids) > most:
         raise Rejected(f"{name} of {len(ids)} items exceeds {most}")
-    found, unknown = {}, 0
-    for item_id in ids:
-        if type(item_id) is int:
-            item_id = str(item_id)
-        if type(item_id) is not str:
-            raise Rejected(f"wrong type: {name} holds what is no item id")
-        try:
-            item_id.encode()
-        except UnicodeEncodeError:
-            raise Rejected(f"{name} is not Unicode text") from None
-        index = catalogue.index(item_id) if item_id else -1
-        unknown += index < 0
-        if index >= 0:
-            found[index] = None
-    return np.fromiter(found, np.int32, len(found)), unknown
+    try:
+        raw = [(str(i) if type(i) is int else i).encode() for i in ids]
+    except AttributeError:
+        raise Rejected(f"wrong type: {name} holds what is no item id") from None
+    except UnicodeEncodeError:
+        raise Rejected(f"{name} is not Unicode text") from None
+    found = catalogue.indices(raw)
+    known = found[found >= 0]
+    return known[np.sort(np.unique(known, return_index=True)[1])], len(found) - len(known)

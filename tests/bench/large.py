@@ -7,7 +7,7 @@ trained    only with STREAMAI_BENCH_WEIGHTS=a clicks model of width 64 and STREA
            of the columns' spread; queries are its LM's outputs after halves and wholes of users' histories
 
 faiss-cpu (IVF with 8-bit rows, inner product, as many lists, one thread) is the peer where it is installed,
-at the first number of lists at which its recall is ours.
+at the first number of lists at which its recall is ours less 0.002.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def faiss_peer(item, bias, q, exact, lists, recall):
             mine = ids[0][ids[0] >= 0]
             order = np.argsort(-(item[mine] @ row[:D] + bias[mine]))[:K]
             hits.append(len(want & set(mine[order].tolist())) / K)
-        if np.mean(hits) >= recall:
+        if np.mean(hits) >= recall - 0.002:
             break
     return float(
         np.median(taken)
