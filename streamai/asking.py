@@ -19,11 +19,14 @@ class Asking:
     """Puts the requests of a batch into the engine's scratch.
 
     top_k   what a request without k gets
+    few     how many items that fulfil a filter are ranked one and all
     scratch the arrays "asking", "asked", "members", "filters" of kernels.context.Work
     """
 
-    def __init__(self, catalogue: Catalogue | None, top_k: int, scratch: dict[str, np.ndarray]) -> None:
-        self.catalogue, self.top_k = catalogue, top_k
+    def __init__(
+        self, catalogue: Catalogue | None, top_k: int, few: int, scratch: dict[str, np.ndarray]
+    ) -> None:
+        self.catalogue, self.top_k, self._few = catalogue, top_k, few
         self._asking, self._asked = scratch["asking"], scratch["asked"]
         self._members, self._filters = scratch["members"], scratch["filters"]
         if catalogue is not None:
@@ -77,7 +80,7 @@ class Asking:
         mask = self._mask(asked.filters)
         if asked.candidates is not None:
             return asked.candidates[mask[asked.candidates] != 0], None
-        if np.count_nonzero(mask) <= kernel.CANDIDATES_MAX:
+        if np.count_nonzero(mask) <= self._few:
             return np.flatnonzero(mask).astype(np.int32), None
         return None, mask
 

@@ -21,6 +21,7 @@ from streamai.feature import compile_views
 from streamai.flow import Flow
 from streamai.kernels import context as c
 from streamai.kernels import step as kernel
+from streamai.kernels.request import FEW, FEW_INDEXED
 from streamai.model import tables, weights
 from streamai.scored import Scored
 from streamai.state import arrays as state_arrays
@@ -258,7 +259,8 @@ class Engine:
             self.batch_max, self.table_arrays, self.plan, self.item_plan, width, linked
         )
         self.work = c.work(self.arrays)
-        self.asking = Asking(self.catalogue, flow.top_k, self.arrays)
+        few = FEW if len(arrays["ivf_start"]) == 0 else FEW_INDEXED
+        self.asking = Asking(self.catalogue, flow.top_k, few, self.arrays)
         self.tiers = np.zeros(self.batch_max, "u1")
         self.silence = np.full(self.batch_max, Tier.SILENT, "u1")
         self.target = np.full(self.batch_max, np.nan)

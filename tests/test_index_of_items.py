@@ -12,6 +12,7 @@ from streamai.engine import Engine
 from streamai.errors import ModelError
 from streamai.flow import Flow
 from streamai.kernels import ivf
+from streamai.kernels.request import FEW_INDEXED
 from streamai.model import index, tables, weights
 from tests.made import click_values
 from tests.test_request import asks, feed, user_of
@@ -180,16 +181,28 @@ def test_the_engine_uses_it_by_itself_and_finds_what_the_scan_finds(flow):
 
 
 def test_a_filter_looks_into_every_list(flow):
-    """What few items fulfil may lie anywhere: equal to the scan, bit for bit."""
+    """What is asked for may lie anywhere: equal to the scan, bit for bit."""
     values = click_values(300, seed=3)
     user, answers = user_of(values[-1]), []
     for scan_max in (10_000, 1000):
         engine = Engine(flow.but(scan_max=scan_max))
         feed(engine, values)
-        got = feed(engine, [asks(user, filters={"price": [3, 4]}), asks(user)], 300)
+        got = feed(engine, [asks(user, filters={"price": {"min": 1}}), asks(user)], 300)
         answers.append((got[0]["items"], got[0]["scores"]))
         assert len(got[1]["items"]) == 10
     assert answers[0] == answers[1]
+    assert FEW_INDEXED < sum(p >= 1 for p in flow.catalogue.price) < 5000
+
+
+def test_what_few_items_fulfil_is_ranked_one_and_all(flow):
+    """Some 1,400 items: too many for a catalogue that is scanned, few enough for one that is indexed."""
+    engine = Engine(flow.but(scan_max=1000))
+    values = click_values(300, seed=3)
+    feed(engine, values)
+    answer = feed(engine, [asks(user_of(values[-1]), filters={"price": [3, 4]})], 300)[0]
+    items, _, scores = engine.candidates()
+    assert sorted(items) == [i for i, p in enumerate(flow.catalogue.price[:5000]) if p in (3, 4)]
+    assert answer["items"] == [flow.catalogue.ids[items[j]] for j in np.lexsort((items, -scores))[:10]]
 
 
 def test_its_file_is_used_where_it_is_of_this_table(flow, tmp_path, monkeypatch):

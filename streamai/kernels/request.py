@@ -21,6 +21,8 @@ IS, K, ONLY, GIVEN_AT, GIVEN_END, BARRED_END, MASK = range(7)
 ASKED = 8
 CANDIDATES_MAX = EXCLUDE_MAX = 1000
 """Items that a request may name of each."""
+FEW, FEW_INDEXED = 1000, 4096
+"""Items that fulfil a filter and are ranked one and all; more where the whole table is too large to scan."""
 MEMBERS, MASKS = 65_536, 8
 """Room for the requests of one step: items that they name, and different masks."""
 SILENT, PRIOR = 0, 1

@@ -49,7 +49,8 @@ def of_work(
     n, d = len(tables["available"]), tables["item"].shape[1]
     shape = tables["shape"]
     features = len(plan.names) + len(item_plan.names)
-    candidates = max(int(shape[c.CANDIDATES]), request.CANDIDATES_MAX)
+    few = request.FEW if len(tables["ivf_start"]) == 0 else request.FEW_INDEXED
+    candidates = max(int(shape[c.CANDIDATES]), request.CANDIDATES_MAX, few)
     hidden = max(len(tables["head_bu"]), len(tables["sig_b1"]))
     m = int(lm.hidden_units(tables["W2"], tables["Ws"], d)) if d else 0
     recommends = shape[c.MODE] == c.CLICKS
