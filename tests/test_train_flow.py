@@ -11,6 +11,7 @@ from rich.console import Console
 
 from replay_data import generate
 from streamai import cli
+from streamai.cli import train
 from streamai.engine import Engine
 from streamai.errors import InputError, ModelError
 from streamai.events import CLICKS
@@ -224,3 +225,4 @@ def test_teach_ask_and_distil(made, tmp_path, capsys):
     )
     assert taught["compression"][0]["step"] == "distilled" and taught["model"] != plain["model"]
     assert set(taught["teacher"]) == set(both["teacher"])
+    train.show(taught, Console(quiet=True))  # figures and names alike

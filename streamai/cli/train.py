@@ -213,7 +213,7 @@ def _rows(table, part: str, figures: dict) -> None:
         if isinstance(value, dict):
             _rows(table, f"{part} {name}", value)
         else:
-            table.add_row(part, name, f"{value:,.4f}" if isinstance(value, float) else f"{value:,}")
+            table.add_row(part, name, f"{value:,.4f}" if isinstance(value, float) else f"{value}")
 
 
 def _share(text: str) -> float:
