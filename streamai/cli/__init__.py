@@ -27,6 +27,7 @@ COMMANDS = {
     "generate": "make events, as many as asked",
     "train": "train a flow's model and export it",
     "evaluate": "measure a flow's quality on history",
+    "study": "measure a market signal beside its baselines",
     "backtest": "trade a flow's targets on history",
     "plan": "show a flow's features, row layout and memory",
     "state": "look into the stored state of a key",

@@ -192,3 +192,29 @@ def block_error(measure, *arrays: np.ndarray, blocks: int = 20) -> float:
     if len(values) < 2:
         return float("nan")
     return float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def matthews(truth: np.ndarray, guess: np.ndarray, classes: int = 3) -> float:
+    """Matthews correlation of classes (Gorodkin 2004); 0 where either never varies."""
+    table = np.zeros((classes, classes))
+    np.add.at(table, (truth, guess), 1)
+    n, right = table.sum(), np.trace(table)
+    true, said = table.sum(1), table.sum(0)
+    spread = np.sqrt((n * n - said @ said) * (n * n - true @ true))
+    return float((right * n - true @ said) / spread) if spread > 0 else 0.0
+
+
+def block_bootstrap(
+    measure, block: np.ndarray, *arrays: np.ndarray, draws: int = 200, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of measure(*arrays) by drawing whole blocks with replacement; block i8[n], ascending."""
+    edges = np.flatnonzero(np.concatenate([[True], block[1:] != block[:-1], [True]]))
+    parts = [np.arange(a, z) for a, z in zip(edges[:-1], edges[1:])]
+    if len(parts) < 2:
+        return float("nan"), float("nan")
+    rng, found = np.random.default_rng(seed), np.zeros(draws)
+    for i in range(draws):
+        rows = np.concatenate([parts[k] for k in rng.integers(0, len(parts), len(parts))])
+        found[i] = measure(*(a[rows] for a in arrays))
+    low, high = np.quantile(found, (0.025, 0.975))
+    return float(low), float(high)
