@@ -28,6 +28,7 @@ COMMANDS = {
     "train": "train a flow's model and export it",
     "evaluate": "measure a flow's quality on history",
     "study": "measure a market signal beside its baselines",
+    "fi2010": "run the FI-2010 benchmark on its files",
     "backtest": "trade a flow's targets on history",
     "plan": "show a flow's features, row layout and memory",
     "state": "look into the stored state of a key",

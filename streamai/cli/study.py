@@ -32,6 +32,7 @@ def run(args) -> int:
     from rich.console import Console
 
     from streamai.cli.inputs import flow_of, mapping_of
+    from streamai.evaluate.study import judged
     from streamai.replay.read import read_events
     from streamai.train.study import MODELS, study
 
@@ -39,9 +40,10 @@ def run(args) -> int:
     flow = flow_of(args, mapping)
     table = read_events(args.events, flow.schema, mapping, sort=True)
     models = tuple(args.models or MODELS)
-    rows = study(
+    told = study(
         flow, table, args.labels, args.horizons, args.folds, args.share, models, Console(stderr=True)
     )
+    rows = [row for parts in told for row in judged(parts)]
     if args.json:
         print(json.dumps({"rows": rows}))
     else:

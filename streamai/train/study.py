@@ -2,10 +2,10 @@
 
 The flow's engine is fed the events once, with an LM that was fitted before the first test part; what it
 served is what every model sees. Then, for every test part: all rows before it whose label was known by then
-are learnt from, the last TAIL of them choose (epoch, trees), and the part is judged. Intervals are by
-bootstrap over blocks of time.
+are learnt from, the last TAIL of them choose (epoch, trees), and the part's rows are told.
+`evaluate/study.py` judges what was said.
 
-majority, persistence    the commonest class of the past; the newest label that was known
+majority                 the commonest class of the past
 logistic                 queue imbalance and order flow
 lightgbm                 all served features, boosted trees
 bin-ctabl                the features of the last events, see `bin_ctabl`
@@ -23,20 +23,17 @@ import torch
 from rich.console import Console
 
 from streamai.errors import InputError, ModelError, SettingsError
-from streamai.evaluate import metrics as m
-from streamai.evaluate.market import persistence
 from streamai.flow import Flow
 from streamai.model import weights
 from streamai.train.bin_ctabl import BinCtabl, windows
 from streamai.train.data import by_key
 from streamai.train.head import Norm, normed_user
-from streamai.train.market import DOWN, NO_LABEL, UP
 from streamai.train.recommend import good
 from streamai.train.served import served
 from streamai.train.targets import classes, horizon, threshold, values
 
-MODELS = ("majority", "persistence", "logistic", "lightgbm", "bin-ctabl", "head, features alone", "ours")
-TAIL, STEPS, BLOCKS = 0.15, 10, 40
+MODELS = ("majority", "logistic", "lightgbm", "bin-ctabl", "head, features alone", "ours")
+TAIL, STEPS = 0.15, 10
 ROWS_MAX = 120_000
 """Most rows that one fit learns from, drawn evenly."""
 LOGISTIC = ("imbalance", "imbalance_1s", "ofi_10", "ofi_1s")
@@ -56,21 +53,39 @@ class Rows:
 
 @dataclass(frozen=True)
 class Label:
-    """Of one kind and horizon: value f8[N], the time ns at which it is known i8[N], and the newest class that
-    was known, by a threshold given later, as the row it came from i8[N] (-1 = none)."""
+    """Of one kind and horizon: value f8[N], time ns i8[N] at which it is known, row i8[N] that ends it."""
 
-    name: str
     value: np.ndarray
     known_ns: np.ndarray
     end: np.ndarray
 
 
+@dataclass(frozen=True)
+class Told:
+    """What the models said of one test part and one label.
+
+    says model -> f4[n, 3] chances of down, flat, up; rows i8[n] judged; classes i1[N] of all rows by this part's
+    threshold (NO_LABEL = none) and known i8[N], the first row at which each could be known; start i8[N]: first
+    row of each row's key; ts i8[N] ns; value f8[N]; common: the past's commonest class.
+    """
+
+    label: str
+    horizon: str
+    says: dict[str, np.ndarray]
+    rows: np.ndarray
+    classes: np.ndarray
+    known: np.ndarray
+    start: np.ndarray
+    ts: np.ndarray
+    value: np.ndarray
+    common: int
+
+
 def study(
     flow: Flow, table: pl.DataFrame, kinds: list[str], horizons: list[str], folds: int, share: float,
     models: tuple[str, ...], console: Console,
-) -> list[dict]:  # fmt: skip
-    """One record a label and model: macro-F1, accuracy, MCC and rank correlation with the value, each with
-    the bounds of its 95 % interval, over all test parts."""
+) -> list[list[Told]]:  # fmt: skip
+    """For every kind and horizon of label, what the models said of each test part."""
     if unknown := set(models) - set(MODELS):
         raise SettingsError(f"study: no model {sorted(unknown)}; expected {', '.join(MODELS)}")
     table = good(table, flow)
@@ -85,12 +100,8 @@ def study(
     for kind in kinds:
         for name in horizons:
             label = _label(kind, name, rows.ts, bid, ask, starts)
-            parts = [_fold(rows, label, kind, lo, hi, models) for lo, hi in zip(cuts[:-1], cuts[1:])]
-            for model in models:
-                record = {"label": kind, "horizon": name, "model": model, "folds": folds}
-                says, tests, truths = ([p[name] for p in parts] for name in (model, "rows", "truth"))
-                out.append(record | _judged(rows, label, says, tests, truths))
-                console.print(f"{kind} {name} {model}: macro-F1 {out[-1]['macro_f1']:.4f}")
+            console.print(f"{kind} {name}")
+            out.append([_fold(rows, label, kind, name, *part, models) for part in zip(cuts[:-1], cuts[1:])])
     return out
 
 
@@ -137,11 +148,13 @@ def _label(kind: str, name: str, ts: np.ndarray, bid, ask, starts: np.ndarray) -
         value[a:z], stop = values(kind, ts[a:z], bid[a:z], ask[a:z], h)
         end[a:z] = a + stop
         known_ns[a:z] = ts[a:z][stop] if h.events else ts[a:z] + h.ns
-    return Label(f"{kind} {name}", value, known_ns, end)
+    return Label(value, known_ns, end)
 
 
-def _fold(rows: Rows, label: Label, kind: str, lo: int, hi: int, models: tuple[str, ...]) -> dict:
-    """What each model says f4[n, 3] of the rows of one test part, learnt from what was known before it."""
+def _fold(
+    rows: Rows, label: Label, kind: str, name: str, lo: int, hi: int, models: tuple[str, ...]
+) -> Told:
+    """What each model says of the rows of one test part, learnt from what was known before it."""
     past = np.flatnonzero((rows.ts < lo) & (label.known_ns < lo) & np.isfinite(label.value))
     test = np.flatnonzero((rows.ts >= lo) & (rows.ts < hi) & np.isfinite(label.value))
     if len(past) < 500 or len(test) < 100:
@@ -155,10 +168,13 @@ def _fold(rows: Rows, label: Label, kind: str, lo: int, hi: int, models: tuple[s
     if len(fit) > ROWS_MAX:
         fit = np.sort(np.random.default_rng(0).choice(fit, ROWS_MAX, replace=False))
     data = _Data(rows, y, fit, tail, test)
-    says = {"majority": _majority, "persistence": _persistence(label, rows), "logistic": _logistic,
-            "lightgbm": _lightgbm, "bin-ctabl": _bin_ctabl, "head, features alone": _head(False),
-            "ours": _head(True)}  # fmt: skip
-    return {"rows": test, "truth": y[test]} | {name: says[name](data) for name in models}
+    ways = {"majority": _majority, "logistic": _logistic, "lightgbm": _lightgbm, "bin-ctabl": _bin_ctabl,
+            "head, features alone": _head(False), "ours": _head(True)}  # fmt: skip
+    says = {model: ways[model](data) for model in models}
+    # by events a label is known with the row that ends it, by time with the first row after
+    known = label.end if horizon(name).events else label.end + 1
+    common = int(np.bincount(y[fit], minlength=3).argmax())
+    return Told(kind, name, says, test, y, known, rows.start, rows.ts, label.value, common)
 
 
 @dataclass(frozen=True)
@@ -178,26 +194,17 @@ def _majority(d: _Data) -> np.ndarray:
     return _one_hot(np.full(len(d.test), np.bincount(d.y[d.fit], minlength=3).argmax()))
 
 
-def _persistence(label: Label, rows: Rows):
-    def say(d: _Data) -> np.ndarray:
-        # a label of row i is known with the first row after its end; keys lie one after another
-        known = np.minimum(label.end + 1, len(rows.ts))
-        newest = np.full(len(rows.ts), NO_LABEL, np.int64)
-        for a in np.unique(rows.start):
-            z = int(np.searchsorted(rows.start, a, side="right"))
-            newest[a:z] = persistence(d.y[a:z].astype(np.int64), np.minimum(known[a:z] - a, z - a))
-        said = newest[d.test]
-        common = int(np.bincount(d.y[d.fit], minlength=3).argmax())
-        return _one_hot(np.where(said >= 0, said, common))
+def learn(
+    model: torch.nn.Module, take, y: np.ndarray, fit: np.ndarray, tail: np.ndarray, epochs: int, rate: float,
+    size: int = 512,
+) -> None:  # fmt: skip
+    """Fit in place by cross-entropy on the fit rows of y i8[N]; the epoch that is best on the tail is kept.
 
-    return say
-
-
-def _learn(model: torch.nn.Module, take, d: _Data, epochs: int, rate: float, size: int = 512) -> np.ndarray:
-    """Fit by cross-entropy on the fit rows, keep the epoch that is best on the tail, say the test rows'."""
-    y = torch.from_numpy(d.y.astype(np.int64))
+    take(rows i8[n]) -> the model's input of those rows.
+    """
+    y = torch.from_numpy(y.astype(np.int64))
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.02)
-    fit, tail, test = (torch.from_numpy(r) for r in (d.fit, d.tail, d.test))
+    fit, tail = torch.from_numpy(fit), torch.from_numpy(tail)
     best, kept = np.inf, None
     for _ in range(epochs):
         model.train()
@@ -209,9 +216,14 @@ def _learn(model: torch.nn.Module, take, d: _Data, epochs: int, rate: float, siz
         if loss < best:
             best, kept = loss, {k: v.detach().clone() for k, v in model.state_dict().items()}
     if kept is None:
-        raise ModelError("study: the loss is not a number; the features hold infinities")
+        raise ModelError("the loss is not a number; the features hold infinities")
     model.load_state_dict(kept)
-    return torch.softmax(_says(model, take, test), -1).numpy()
+
+
+def _learnt(model: torch.nn.Module, take, d: _Data, epochs: int, rate: float) -> np.ndarray:
+    """What a model says of the test rows once it has learnt."""
+    learn(model, take, d.y, d.fit, d.tail, epochs, rate)
+    return torch.softmax(_says(model, take, torch.from_numpy(d.test)), -1).numpy()
 
 
 def _says(model, take, rows: torch.Tensor) -> torch.Tensor:
@@ -224,7 +236,7 @@ def _logistic(d: _Data) -> np.ndarray:
     norm = Norm.of(d.rows.features[d.fit])
     x = torch.from_numpy(normed_user(d.rows.features, 0, norm)[:, d.rows.few])
     torch.manual_seed(0)
-    return _learn(torch.nn.Linear(x.shape[1], 3), lambda rows: x[rows], d, 8, 0.02)
+    return _learnt(torch.nn.Linear(x.shape[1], 3), lambda rows: x[rows], d, 8, 0.02)
 
 
 def _head(with_lm: bool):
@@ -237,7 +249,7 @@ def _head(with_lm: bool):
         model = torch.nn.Sequential(
             torch.nn.Linear(x.shape[1], 64), torch.nn.ReLU(), torch.nn.Dropout(0.1), torch.nn.Linear(64, 3)
         )
-        return _learn(model, lambda rows: x[rows], d, 12, 2e-3)
+        return _learnt(model, lambda rows: x[rows], d, 12, 2e-3)
 
     return say
 
@@ -248,44 +260,24 @@ def _bin_ctabl(d: _Data) -> np.ndarray:
     start = torch.from_numpy(d.rows.start)
     torch.manual_seed(0)
     model = BinCtabl(x.shape[1], STEPS)
-    return _learn(model, lambda rows: windows(x, rows, start[rows], STEPS), d, 6, 2e-3)
+    return _learnt(model, lambda rows: windows(x, rows, start[rows], STEPS), d, 6, 2e-3)
 
 
 def _lightgbm(d: _Data) -> np.ndarray:
+    return trees(d.rows.features, d.y, d.fit, d.tail, d.rows.features[d.test])
+
+
+def trees(x: np.ndarray, y: np.ndarray, fit: np.ndarray, tail: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Chances f4[n, 3] of rows test f4[n, F] by boosted trees on x f4[N, F], stopped by the tail."""
     try:
         import lightgbm
     except ImportError as e:
-        raise SettingsError("the model lightgbm needs it installed: pip install lightgbm") from e
-    x = d.rows.features
-    data = lightgbm.Dataset(x[d.fit], d.y[d.fit].astype(np.int32))
-    valid = lightgbm.Dataset(x[d.tail], d.y[d.tail].astype(np.int32), reference=data)
+        raise SettingsError("the model lightgbm needs the extra: pip install 'streamai[study]'") from e
+    data = lightgbm.Dataset(x[fit], y[fit].astype(np.int32))
+    valid = lightgbm.Dataset(x[tail], y[tail].astype(np.int32), reference=data)
     how = {"objective": "multiclass", "num_class": 3, "num_leaves": 31, "learning_rate": 0.05,
            "min_data_in_leaf": 100, "feature_fraction": 0.8, "verbosity": -1, "seed": 0, "num_threads": 1,
            "deterministic": True}  # fmt: skip
     stop = lightgbm.early_stopping(20, verbose=False)
     model = lightgbm.train(how, data, 300, valid_sets=[valid], callbacks=[stop])
-    return np.asarray(model.predict(x[d.test], num_threads=1), np.float32)
-
-
-def _rank_ic(signal: np.ndarray, value: np.ndarray) -> float:
-    """Rank correlation; 0 of a signal that says the same of everything."""
-    return 0.0 if np.ptp(signal) == 0 or np.ptp(value) == 0 else m.spearman(signal, value)
-
-
-def _judged(rows: Rows, label: Label, says: list, tests: list, truths: list) -> dict:
-    """Measures of all test parts together, with 95 % intervals over blocks of time."""
-    p, test, truth = np.concatenate(says), np.concatenate(tests), np.concatenate(truths).astype(np.int64)
-    order = np.argsort(rows.ts[test], kind="stable")
-    p, truth, value = p[order], truth[order], label.value[test[order]]
-    guess, signal = p.argmax(1), p[:, UP] - p[:, DOWN]
-    block = np.minimum(np.arange(len(truth)) * BLOCKS // max(1, len(truth)), BLOCKS - 1)
-    out = {"n": len(truth), "ece": m.calibration_error(truth, p), "flat": float((truth == 1).mean())}
-    for name, measure, arrays in (
-        ("macro_f1", m.macro_f1, (truth, guess)),
-        ("accuracy", m.accuracy, (truth, guess)),
-        ("mcc", m.matthews, (truth, guess)),
-        ("rank_ic", _rank_ic, (signal, value)),
-    ):
-        out[name] = float(measure(*arrays))
-        out[f"{name}_low"], out[f"{name}_high"] = m.block_bootstrap(measure, block, *arrays)
-    return out
+    return np.asarray(model.predict(test, num_threads=1), np.float32)
