@@ -64,9 +64,12 @@ class Label:
 class Told:
     """What the models said of one test part and one label.
 
-    says model -> f4[n, 3] chances of down, flat, up; rows i8[n] judged; classes i1[N] of all rows by this part's
-    threshold (NO_LABEL = none) and known i8[N], the first row at which each could be known; start i8[N]: first
-    row of each row's key; ts i8[N] ns; value f8[N]; common: the past's commonest class.
+    says      model -> f4[n, 3] chances of down, flat, up
+    rows      i8[n] judged
+    classes   i1[N] of all rows by this part's threshold, NO_LABEL = none; known i8[N]: the first row at which
+              each could be known
+    start     i8[N] first row of each row's key; ts i8[N] ns; value f8[N]
+    common    the past's commonest class
     """
 
     label: str
