@@ -8,7 +8,7 @@ import time
 import numpy as np
 from numba import njit
 
-from streamai.kernels import counts, jit, lm, rank, simd
+from streamai.kernels import counts, jit, lm, quant, rank, simd
 from tests.bench import large, names
 
 
@@ -60,6 +60,29 @@ def _read_times(x, n):
     return s
 
 
+@njit(**jit)
+def _octet_dots(n, octets, packed, out):
+    """n times twelve vectors of sixteen dot products of four bytes that do not wait for each other."""
+    z = simd.zero_integers()
+    a = b = c = d = e = f = g = h = i = j = k = l = z
+    dot = simd.dot_quads
+    for _ in range(n):
+        a, b, c = dot(a, packed, 0, octets, 0), dot(b, packed, 64, octets, 0), dot(c, packed, 128, octets, 0)
+        d, e, f = dot(d, packed, 0, octets, 4), dot(e, packed, 64, octets, 4), dot(f, packed, 128, octets, 4)
+        g, h, i = dot(g, packed, 0, octets, 8), dot(h, packed, 64, octets, 8), dot(i, packed, 128, octets, 8)
+        j, k = dot(j, packed, 0, octets, 12), dot(k, packed, 64, octets, 12)
+        l = dot(l, packed, 128, octets, 12)
+    for x in (a, b, c, d, e, f, g, h, i, j, k, l):
+        z = simd.add_integers(z, x)
+    simd.store_integers(out, 0, z)
+
+
+def _octet_ops():
+    """8-bit multiply-adds a second."""
+    octets, packed, out = np.ones(16, np.uint8), np.ones(192, np.int8), np.zeros(16, np.int32)
+    return 20_000 * 12 * 64 / _best(lambda: _octet_dots(20_000, octets, packed, out))
+
+
 def _flops():
     """Multiply-adds a second."""
     return 20_000 * 12 * 16 / _best(lambda: _multiply_adds(20_000))
@@ -71,7 +94,25 @@ def _bandwidth(size):
     return x.nbytes * n / _best(lambda: _read_times(x, n))
 
 
-def _step(d):
+def _in_int8(w):
+    """The matrices of w packed in 8 bits; see `kernels.quant`."""
+    parts, steps, sums = [], [], []
+    for name in ("Wg", "Wo", "W1", "W2"):
+        step = np.abs(w[name]).max(1) / np.float32(127)
+        whole = np.rint(w[name] / step[:, None]).astype(np.int8)
+        n, m = whole.shape[1:]
+        packed, column = np.zeros((len(whole), n * m), np.int8), np.zeros((len(whole), m), np.int32)
+        for k in range(len(whole)):
+            quant.pack(whole[k], packed[k], column[k])
+        parts.append(packed)
+        steps.append(step)
+        sums.append(column)
+    empty = {n: np.zeros((0, 0, 0), np.float32) for n in ("Wg", "Wo", "W1", "W2")}
+    joined = (np.ascontiguousarray(np.concatenate(x, 1)) for x in (parts, steps, sums))
+    return w | empty | dict(zip(("Wq", "Ws", "Wc"), joined))
+
+
+def _step(d, int8=False):
     r = np.random.default_rng(d)
     layers, m, items, n = 2, 2 * d, 1000, 16_000 // d
 
@@ -91,17 +132,21 @@ def _step(d):
     w["Wc"] = np.zeros((0, 0), np.int32)
     state, scratch = np.zeros((layers * 4 + 1) * d, np.float32), np.zeros(16 * d + 4 * m, np.float32)
     q, arrays, octets = np.zeros((n, d), np.float32), [w[k] for k in lm.ARRAYS], np.zeros(4 * d, np.uint8)
+    if int8:
+        arrays = [_in_int8(w)[k] for k in lm.ARRAYS]
     seconds = _best(
         lambda: lm.run(
-            token, kind, gap, side, item, known, unknown, *arrays, False, state, scratch, octets, q
+            token, kind, gap, side, item, known, unknown, *arrays, int8, state, scratch, octets, q
         )
     )
     weights = [w[k] for k in ("Wg", "Wo", "W1", "W2")]
-    work, size = sum(a.size for a in weights), sum(a.nbytes for a in weights)
-    floors = {"multiply-adds": work / _flops(), "reading the weights": size / _bandwidth(size)}
+    work = sum(a.size for a in weights)
+    size = work if int8 else 4 * work
+    floors = {"multiply-adds": work / (_octet_ops() if int8 else _flops())}
+    floors["reading the weights"] = size / _bandwidth(size)
     slowest = max(floors, key=floors.get)
     return {
-        "name": f"lm/step_{d}", "value": seconds / n * 1e6, "unit": "us", "n": n,
+        "name": f"lm/step_{d}{'_int8' if int8 else ''}", "value": seconds / n * 1e6, "unit": "us", "n": n,
         "limit": floors[slowest] * 1e6, "limit_is": slowest, "weights_kb": size // 1024,
     }  # fmt: skip
 
@@ -114,6 +159,17 @@ def step_64():
 @names("lm/step_128")
 def step_128():
     return _step(128)
+
+
+@names("lm/step_64_int8")
+def step_64_int8():
+    """Matrices in 8 bits, state in halves."""
+    return _step(64, True)
+
+
+@names("lm/step_128_int8")
+def step_128_int8():
+    return _step(128, True)
 
 
 @njit(**jit)
