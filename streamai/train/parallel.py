@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -70,7 +71,7 @@ def train(job: Job, say: Callable[[str], None] = print) -> tuple[teachers.Teache
             _process(0, job, 0, str(out), say)
         else:
             # the processes share the machine's cores; a port nobody listens on is asked for
-            torch.multiprocessing.spawn(_process, (job, _free_port(), str(out), None), nprocs=job.nproc)
+            torch.multiprocessing.spawn(_spawned, (job, _free_port(), str(out)), nprocs=job.nproc)
         model, facts = teachers.load(out)
     return model, facts["records"]
 
@@ -94,6 +95,14 @@ def _free_port() -> int:
         return s.getsockname()[1]
 
 
+def _spawned(rank: int, job: Job, port: int, out: str) -> None:
+    """One of several processes, which ends here: taking gloo and DistributedDataParallel down object by
+    object can wait for ever for a process that has ended before (seen twice on a loaded machine)."""
+    _process(rank, job, port, out, None)
+    sys.stdout.flush()
+    os._exit(0)
+
+
 def _process(rank: int, job: Job, port: int, out: str, say: Callable | None) -> None:
     """One of the processes; number 0 writes the model."""
     gpu = torch.cuda.is_available() and torch.cuda.device_count() >= job.nproc
@@ -110,6 +119,7 @@ def _process(rank: int, job: Job, port: int, out: str, say: Callable | None) -> 
         worker.gather()
         if rank == 0:
             teachers.save(out, model.cpu(), {"records": records})
+        dist.barrier()  # nobody leaves while another still hears from it
     finally:
         dist.destroy_process_group()
 
