@@ -222,8 +222,9 @@ def test_items_that_the_model_was_not_trained_on_are_unknown_tokens_and_never_sc
 def market_model(path, horizons, **header):
     """The demo's model with fewer horizons or another header."""
     model = weights.read(DATA / "models" / "trade.weights")
-    n, keep = len(horizons), ("kind", "d", "layers", "mlp", "side", "heads", "plan", "horizons")
-    header = {k: model.header[k] for k in keep} | {"horizons": list(horizons), **header}
+    n = len(horizons)
+    keep = ("kind", "d", "layers", "mlp", "side", "heads", "plan", "horizons", "int8", "state")
+    header = {k: model.header[k] for k in keep if k in model.header} | {"horizons": list(horizons), **header}
     cut = {"sig_W2": np.s_[:, : 3 * n], "sig_b2": np.s_[: 3 * n], "sig_temp": np.s_[:n]}
     weights.write(path, header, {k: a[cut[k]] if k in cut else a for k, a in model.arrays.items()})
     return path
