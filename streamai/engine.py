@@ -39,6 +39,7 @@ class Engine:
     """State and scorer of one partition of a flow.
 
     position    offset of the next event to take; set `position` past records that are no events
+    since       offset of the first event that is served by this model
     store       where checkpoints go; opened with the engine's folder, or in memory
     rows_max    keys in memory; batch_max: most events of one step
     """
@@ -65,6 +66,7 @@ class Engine:
         self.layout = tables.layout_of(flow, self.plan, self.model)
         self.slab = Slab(rows_max, self.layout)
         self.counts = CountsState(flow.counts, self.catalogue)
+        self.since = 0
         self._bundle()
         self.restore()
 
@@ -206,7 +208,9 @@ class Engine:
         if meta is None:
             return
         _check_meta(meta, self._meta(), self.store.where)
-        self.position = int(meta["fence"])
+        self.position = self.since = int(meta["fence"])
+        if meta["model"] == self.model_digest:
+            self.since = int(meta.get("since", 0))
         self.clock[c.WATERMARK] = meta["watermark"]
         self.clock[c.LATE_TOTAL] = meta["late_total"]
         items = self.state_arrays["items_f8"].view("u1")
@@ -228,7 +232,7 @@ class Engine:
             "plan": self.plan.digest, "item_plan": self.item_plan.digest,
             "item_cells": state_arrays.item_cells(self.item_plan),
             "layout": {k: v for k, v in asdict(self.layout).items() if k not in tables.OF_MODEL},
-            "model": self.model_digest, "catalogue": self.catalogue_digest,
+            "model": self.model_digest, "since": self.since, "catalogue": self.catalogue_digest,
             "watermark": int(clock[c.WATERMARK]), "late_total": int(clock[c.LATE_TOTAL]),
             **self.counts.meta(clock),
         }  # fmt: skip
@@ -280,6 +284,24 @@ def open_engine(
     if folder is None:
         return Engine(flow, partition, **options)
     return Engine(flow, partition, Store(Path(folder) / flow.name / str(partition), wait_s), **options)
+
+
+def reopen_with(flow: Flow, partition: int, store: MemoryStore, **options) -> Engine:
+    """An engine on the store's checkpoint that serves with the flow's model from the fence on.
+
+    Where that is another model than the checkpoint's, the store says so before anything is served: whoever
+    opens it after a crash finds the model that the outputs from the fence on were made with.
+    """
+    engine = Engine(flow, partition, store, **options)
+    meta = store.meta()
+    if flow.model is not None and (meta is None or meta["model"] != engine.model_digest):
+        engine.checkpoint()
+    return engine
+
+
+def check_model(flow: Flow) -> None:
+    """ModelError if the flow's model does not fit the flow."""
+    Engine(flow, rows_max=8, batch_max=1)
 
 
 def _catalogue(flow: Flow, stored: list[str] | None) -> Catalogue | None:

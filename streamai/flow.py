@@ -185,7 +185,8 @@ class Flow:
 
     @property
     def topics(self) -> dict[str, str]:
-        """Topic of each kind of output: result (None for features only), features, late, dead."""
+        """Topic of each kind of output: result (none for features only), features, late, dead; versions (of
+        a flow with a model: from which offset on which one served)."""
         out = {
             "features": f"{self.source}.features",
             "late": f"{self.source}.late",
@@ -193,6 +194,8 @@ class Flow:
         }
         if self.output != "features":
             out["result"] = self.output
+        if self.model is not None:
+            out["versions"] = f"{self.name}.versions"
         return out
 
     def but(self, **changes) -> Flow:

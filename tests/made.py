@@ -51,10 +51,10 @@ def eagerness(features, hidden, out):
         out[i, 0] = features[i, 2] / (1 + features[i, 1])
 
 
-def random_model(path: Path, seed: int = 0, d: int = 16) -> Path:
-    """A click model of random numbers for the made catalogue: 2 layers of width d, no head."""
+def random_model(path: Path, seed: int = 0, d: int = 16, ids: list[str] | None = None) -> Path:
+    """A click model of random numbers for the made catalogue, or these ids: 2 layers of width d, no head."""
     rng = np.random.default_rng(seed)
-    ids, layers, m = Catalogue.load(ITEMS).ids, 2, 32
+    ids, layers, m = ids or Catalogue.load(ITEMS).ids, 2, 32
 
     def made(*shape):
         return (rng.standard_normal(shape) / 4).astype("f4")

@@ -52,6 +52,7 @@ class CountingEngine:
     def __init__(self, disk, fail=lambda offset: None, room=10**9):
         self.store, self.fail, self.room = disk, fail, room
         self.rows, self.position = dict(disk.rows), disk.fence
+        self.since, self.model_digest = 0, "0" * 16
         self.free = room
 
     def step(self, events, tier):

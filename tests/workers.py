@@ -75,10 +75,11 @@ class Stage:
         partitions: int = 4,
         scorer: bool = False,
         catalogue: bool = False,
+        model: pathlib.Path | None = None,
         **env: str,
     ) -> None:
         """scorer: the flow has a catalogue and a scorer of the user's own, tests.made.eagerness;
-        catalogue: it recommends the items i0 .. i49, of categories a and b in turn."""
+        catalogue: it recommends the items i0 .. i49, of categories a and b in turn; by this model, if any."""
         self.address, self.folder, self.partitions, self.env = address, folder, partitions, env
         self.name = "t" + uuid.uuid4().hex[:10]
         self.source, self.scorer = self.name + "-clicks", scorer
@@ -88,6 +89,8 @@ class Stage:
             lines = [f"i{i},{'ab'[i % 2]}" for i in range(50)]
             self.items.write_text("\n".join(["id,category", *lines]))
             more = f', catalogue="{self.items}", output="{self.name}-recommendations"'
+            more += f', model="{model}"' if model else ""
+        self.model = model
         module = MODULE.format(name=self.name, source=self.source, more=more)
         (folder / f"{self.name}.py").write_text(module)
         admin = AdminClient({"bootstrap.servers": address})
@@ -103,7 +106,7 @@ class Stage:
         if self.items is not None:
             return Flow(
                 name=self.name, source=self.source, views=(UserClicks,), catalogue=self.items,
-                output=f"{self.name}-recommendations",
+                output=f"{self.name}-recommendations", model=self.model,
             )  # fmt: skip
         if not self.scorer:
             return Flow(name=self.name, source=self.source, views=(UserClicks,))
@@ -254,8 +257,13 @@ def request(user: str, **fields) -> bytes:
 
 def ask(stage: Stage, *words: str) -> dict:
     """The answer that `streamai ask` prints as its last line; AssertionError with what it says else."""
+    return command(stage, "ask", "--flow", stage.name, *words)
+
+
+def command(stage: Stage, *words: str) -> dict:
+    """What a command prints as its last line, JSON; AssertionError with what it says if it fails."""
     done = subprocess.run(
-        [sys.executable, "-m", "streamai", "ask", "--flow", stage.name, *words], cwd=stage.folder,
+        [sys.executable, "-m", "streamai", *words], cwd=stage.folder,
         env=os.environ | {"STREAMAI_BOOTSTRAP": stage.address, "PYTHONPATH": str(ROOT)} | stage.env,
         capture_output=True, text=True, check=False,
     )  # fmt: skip

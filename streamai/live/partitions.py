@@ -9,12 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from streamai.deadline import Cost
-from streamai.engine import Engine
+from streamai.engine import NO_DIGEST, Engine, reopen_with
 from streamai.flow import Flow
 from streamai.live.batch import Batch, Pace
+from streamai.live.cost import measure_cost
+from streamai.live.models import Watched, as_fast
 from streamai.live.pump import Pump
 from streamai.live.sink import Sink
 from streamai.live.stats import Stats
+from streamai.model.kept import Kept
 from streamai.settings import Settings
 from streamai.state.store import Store
 from streamai.wire.codec import Codec
@@ -25,12 +28,18 @@ LOCK_WAIT_S = 30.0  # another worker on this machine checkpoints and lets go fir
 
 
 class Partitions:
-    """Pumps by partition. `take` is the one line of work of a flow's agent."""
+    """Pumps by partition. `take` is the one line of work of a flow's agent.
+
+    flow   what partitions are to be served with: another one when its weights file has changed
+    cost   what a step of it costs
+    """
 
     def __init__(self, flow: Flow, settings: Settings, stats: Stats, clock) -> None:
         self.flow, self.settings, self.stats, self.clock = flow, settings, stats, clock
         self.pumps: dict[int, Pump] = {}
-        self.cost: Cost | None = None  # measured before partitions are taken
+        self.cost: Cost | None = None
+        self.watched: Watched | None = None
+        self._due: dict[int, int] = {}  # by partition: `flow` only from this offset on
         state, engine = settings.state, settings.engine
         self.pace = Pace(
             checkpoint_ns=state.checkpoint_ms * 1_000_000,
@@ -39,6 +48,14 @@ class Partitions:
             budget_ns=int((engine.budget_ms or flow.budget_ms) * 1e6),
             batch_max=engine.batch_max,
         )
+
+    def prepare(self) -> None:
+        """Before partitions are taken: the copy of the model that is served, and the cost of a step."""
+        if self.flow.model is not None:
+            kept = Kept(Path(self.settings.state.folder) / "models")
+            self.watched = Watched(self.flow, self.flow.model, kept)
+            self.flow = self.watched.start()
+        self.cost = measure_cost(self.flow, self.settings)
 
     def folder(self, partition: int) -> Path:
         """Where the partition's store lies on this machine."""
@@ -51,31 +68,88 @@ class Partitions:
             await pump.take(batch)
 
     async def open(
-        self, partition: int, sink: Sink, rewind: Callable[[int], None], silent_until: int = 0
+        self,
+        partition: int,
+        sink: Sink,
+        rewind: Callable[[int], None],
+        silent_until: int = 0,
+        end: int = 0,
     ) -> Pump:
-        """Open the partition's store and engine, off the event loop. StateError when it stays locked."""
+        """Open the partition's store and engine, off the event loop. StateError when it stays locked.
+
+        end: where the partition's topic ends now
+        """
         began = self.clock.monotonic_ns()
-        pump = await asyncio.to_thread(self._open, partition, sink, rewind, silent_until)
+        pump = await asyncio.to_thread(self._open, partition, sink, rewind, silent_until, end)
         self.stats.stages["restore"].add(self.clock.monotonic_ns() - began)
         return pump
 
-    def _open(self, partition: int, sink: Sink, rewind: Callable[[int], None], silent_until: int) -> Pump:
+    def _open(
+        self, partition: int, sink: Sink, rewind: Callable[[int], None], silent_until: int, end: int
+    ) -> Pump:
         store = Store(self.folder(partition), wait_s=LOCK_WAIT_S)
-        settings = self.settings
-
-        def open_engine() -> Engine:
-            return Engine(
-                self.flow, partition, store, settings.state.rows_max, batch_max=settings.engine.batch_max
-            )
-
         try:
+            flow = self._served_before(store, partition, end)
             return Pump(
-                self.flow, partition, open_engine, lambda engine: Codec(self.flow, engine), sink, self.clock,
-                self.stats, rewind, self.cost, self.pace, silent_until,
+                self.flow, partition, self._opener(flow, partition, store),
+                lambda engine: Codec(self.flow, engine), sink, self.clock, self.stats, rewind, self.cost,
+                self.pace, silent_until,
             )  # fmt: skip
         except BaseException:
             store.close()
             raise
+
+    def _opener(self, flow: Flow, partition: int, store: Store) -> Callable[[], Engine]:
+        state, engine = self.settings.state, self.settings.engine
+
+        def open_engine() -> Engine:
+            return reopen_with(
+                flow, partition, store, rows_max=state.rows_max, batch_max=engine.batch_max
+            )
+
+        return open_engine
+
+    def _served_before(self, store: Store, partition: int, end: int) -> Flow:
+        """The flow with the model of the store's checkpoint: events up to `end` may have been served by it,
+        and what is read again is served again by the same. The present one is taken up at `end`."""
+        self._due.pop(partition, None)
+        meta = store.meta()
+        before = None if meta is None or self.watched is None else meta["model"]
+        if before is None or before in (self.watched.digest, NO_DIGEST):
+            return self.flow
+        flow = self.watched.of(before)
+        if flow is None:
+            log.warning(
+                "partition %d: was served by model %s, which is not in %s: events from the fence %d on are "
+                "served by %s, also those whose outputs it had sent", partition, before,
+                self.watched.kept.folder, meta["fence"], self.watched.digest,
+            )  # fmt: skip
+            return self.flow
+        self._due[partition] = end
+        return flow
+
+    async def look(self) -> None:
+        """Look at the weights file; a good one that is new is taken up by every partition."""
+        if self.watched is None:
+            return
+        before = self.flow
+        if await asyncio.to_thread(self.watched.look):
+            if not await asyncio.to_thread(as_fast, before, self.watched.flow):
+                self.cost = await asyncio.to_thread(measure_cost, self.watched.flow, self.settings)
+            self.flow = self.watched.flow
+            for pump in self.pumps.values():
+                pump.cost = self.cost
+        self.stats.model_error = self.watched.error
+
+    async def turn(self) -> None:
+        """Partitions that are served by another model than the present one, and have come to where they are
+        to go on with that, do so."""
+        for partition, pump in list(self.pumps.items()):
+            if self.watched is None or pump.closing or pump.engine.model_digest == self.watched.digest:
+                continue
+            if pump.engine.position >= self._due.get(partition, 0):
+                self._due.pop(partition, None)
+                await pump.take_up(self._opener(self.flow, partition, pump.engine.store))
 
     async def close(self) -> dict[int, int]:
         """Checkpoint and release every partition; returns their fences on disk."""

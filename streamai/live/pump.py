@@ -25,6 +25,7 @@ from streamai.live.batch import Batch, Pace
 from streamai.live.sink import VALUE_BYTES_MAX, Chunk, Sink
 from streamai.live.stats import Stats
 from streamai.scored import LATE
+from streamai.wire import version
 
 log = logging.getLogger("streamai.live")
 
@@ -71,10 +72,10 @@ class Pump:
         self._suspect = -1  # offset of the event that failed alone last
         self._careful_until = 0  # events below go one by one
         self._failed_run = 0
-        self._open()
+        self._open(self._open_engine())
 
-    def _open(self) -> None:
-        self.engine = self._open_engine()
+    def _open(self, engine) -> None:
+        self.engine = engine
         self.codec = self._codec_of(self.engine)
         self.fence = self.acked = self.engine.position
         self._next_offset = self.engine.position
@@ -87,6 +88,36 @@ class Pump:
         self._barrier_ns -= self.partition % TURNS * self.pace.checkpoint_ns // TURNS
         self._since_barrier = self._write_ns = 0
         self._note()
+        if "versions" in self.flow.topics:
+            value = version.encode(
+                self.flow.source, self.partition, engine.since, self.flow.name, engine.model_digest
+            )
+            self._put(self.flow.topics["versions"], [value], [None], [])
+
+    async def take_up(self, open_engine: Callable) -> None:
+        """Go on with what `open_engine` opens, such as another model, from the next event on.
+
+        Between two batches: what was scored before is acknowledged and in the store first, so that no event
+        is ever served again by the model before.
+        """
+        async with self._busy:
+            if self.closing or not self.whole:
+                return
+            await self._write_now()
+            while self._sent:  # records without an event, such as the version before
+                await asyncio.wait([self._sent[0][1]])
+                self._settle()
+            began = self.clock.monotonic_ns()
+            engine = await asyncio.to_thread(open_engine)  # heartbeats and other partitions go on
+            before, self._open_engine = self.engine.model_digest, open_engine
+            self._open(engine)
+            await self._publish()
+            took_ns = self.clock.monotonic_ns() - began
+            self.stats.stages["take_up"].add(took_ns)
+            log.info(
+                "partition %d: model %s in place of %s from offset %d on (%.0f ms)",
+                self.partition, engine.model_digest, before, engine.position, took_ns / 1e6,
+            )  # fmt: skip
 
     # --- taking a batch
 
@@ -321,6 +352,7 @@ class Pump:
     def _note(self) -> None:
         self.stats.position[self.partition] = self.engine.position
         self.stats.fence[self.partition] = self.fence
+        self.stats.model[self.partition] = self.engine.model_digest
 
     # --- exceptions inside a step
 
@@ -347,7 +379,7 @@ class Pump:
         for _, done in self._sent:  # those outputs are sent again under the same ids
             done.add_done_callback(lambda f: f.cancelled() or f.exception())
         self.epoch = next(_EPOCHS)
-        self._open()
+        self._open(self._open_engine())
         self._rewind(self.engine.position)
 
     def _drop_poison(self, batch: Batch, offset: int) -> None:

@@ -20,13 +20,13 @@ from mode import Service
 from streamai.errors import StateError, StreamaiError
 from streamai.live.batch import Batch
 from streamai.live.connection import connection
-from streamai.live.cost import measure_cost
 from streamai.live.sink import BATCH_BYTES_MAX, KafkaSink
 from streamai.live.topic import make_topic
 
 RECORDS_MAX = 4096  # of one fetch, over all partitions
 TICK_S = 0.02
 COMMIT_S = 1.0
+LOOK_S = 1.0  # at the weights file
 
 
 class Source(Service, ConsumerRebalanceListener):
@@ -50,7 +50,7 @@ class Source(Service, ConsumerRebalanceListener):
         self._opening: set[asyncio.Task] = set()
         kafka = app.settings.kafka
         options = connection(kafka)
-        self.partitions.cost = await asyncio.to_thread(measure_cost, self.flow, app.settings)
+        await asyncio.to_thread(self.partitions.prepare)
         gc.collect()
         gc.freeze()  # one full collection over numba's heap takes 60 ms
         gc.set_threshold(50_000, 20, 100)
@@ -148,6 +148,17 @@ class Source(Service, ConsumerRebalanceListener):
                 commit = {}
                 await self._commit(offsets)
 
+    @Service.task
+    async def watch(self) -> None:
+        """Take up another model when its file is there."""
+        looked_ns = self.clock.monotonic_ns()
+        while not self.should_stop:
+            await self.sleep(TICK_S)
+            await self.partitions.turn()
+            if self.clock.monotonic_ns() - looked_ns >= LOOK_S * 1e9:
+                await self.partitions.look()
+                looked_ns = self.clock.monotonic_ns()
+
     async def _commit(self, offsets: dict[int, int]) -> None:
         """Information for lag tools and for a first start elsewhere; the truth is in the store."""
         places = [TopicPartition(self.flow.source, p) for p in offsets]
@@ -193,8 +204,9 @@ class Source(Service, ConsumerRebalanceListener):
             end = (await self.consumer.end_offsets([place]))[place]
             committed = await self.consumer.committed(place) or 0
             pump = await self.partitions.open(
-                place.partition, self.sink, lambda offset, place=place: self.consumer.seek(place, offset)
-            )
+                place.partition, self.sink, lambda offset, place=place: self.consumer.seek(place, offset),
+                end=end,
+            )  # fmt: skip
             if generation != self.generation:
                 await pump.close()
                 return

@@ -18,9 +18,10 @@ from prometheus_client.exposition import generate_latest
 
 from streamai.deadline import TIER_NAMES
 
-STAGES = ("decode", "step", "encode", "ack", "event", "checkpoint", "restore")
+STAGES = ("decode", "step", "encode", "ack", "event", "checkpoint", "restore", "take_up", "shadow")
 """decode, step, encode: ns of one call. ack: published until acknowledged. event: received until its output
-is encoded. checkpoint: one write. restore: opening one partition's engine."""
+is encoded. checkpoint: one write. restore: opening one partition's engine. take_up: a pause between two
+batches, for another model. shadow: a batch through the shadow model, after its outputs were published."""
 
 CAUSES_MAX = 64
 OUTCOMES = ("scored", "late", "dead", "poison")
@@ -97,6 +98,8 @@ class Stats:
         self.end: dict[int, int] = {}  # by partition: end of the topic, as last heard
         self.fence: dict[int, int] = {}  # by partition: first offset not in the store
         self.state_bytes: dict[int, int] = {}
+        self.model: dict[int, str] = {}  # by partition: digest of the one that serves
+        self.model_error = ""  # of the last look at the weights file
         self.latest: dict[str, bytes] = {}  # by topic: the last value published, for a view
 
     def dead(self, cause: str) -> None:
@@ -109,7 +112,7 @@ class Stats:
 
     def forget(self, partition: int) -> None:
         """The partition has moved to another worker."""
-        for gauge in (self.position, self.end, self.fence, self.state_bytes):
+        for gauge in (self.position, self.end, self.fence, self.state_bytes, self.model):
             gauge.pop(partition, None)
 
     def lag(self) -> dict[int, int]:
@@ -130,6 +133,8 @@ class Stats:
             "position": dict(self.position),
             "fence": dict(self.fence),
             "state_bytes": dict(self.state_bytes),
+            "model": dict(self.model),
+            "model_error": self.model_error,
             "stages": {name: h.as_dict() for name, h in self.stages.items()},
             "latest": {t: v.decode(errors="replace") for t, v in self.latest.items()},
         }
@@ -147,6 +152,8 @@ class Stats:
             dead.add_metric([name], n)
         yield from (events, tiers, dead)
         yield CounterMetricFamily("streamai_step_failures", "exceptions inside a step", value=self.failures)
+        refused = float(bool(self.model_error))
+        yield GaugeMetricFamily("streamai_model_refused", "1 = the weights file is not good", value=refused)
         yield CounterMetricFamily("streamai_offset_gap", "source offsets that never came", value=self.gap)
         yield CounterMetricFamily("streamai_rebalances", "assignments of partitions", value=self.rebalances)
         gauges = (

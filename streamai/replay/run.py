@@ -8,13 +8,13 @@ from __future__ import annotations
 import pathlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from streamai.deadline import Tier
-from streamai.engine import open_engine
+from streamai.engine import open_engine, reopen_with
 from streamai.errors import InputError
 from streamai.events import Events
 from streamai.flow import Flow
@@ -47,15 +47,39 @@ class Step:
 class Partition:
     """One engine and its way through the records of its partition.
 
-    batch   most events of a step
-    folder  where state is kept between runs; None = in memory
+    batch     most events of a step
+    folder    where state is kept between runs; None = in memory
+    versions  [(offset, flow)] in order: which flow serves from which offset on; none = `flow` throughout
     """
 
-    def __init__(self, flow: Flow, partition: int, batch: int, folder: str | pathlib.Path | None) -> None:
+    def __init__(
+        self,
+        flow: Flow,
+        partition: int,
+        batch: int,
+        folder: str | pathlib.Path | None,
+        versions: Sequence[tuple[int, Flow]] = (),
+    ) -> None:
         self.flow, self.partition, self.batch = flow, partition, batch
-        self.kept = folder is not None
-        self.engine = open_engine(flow, folder, partition, batch_max=batch)
-        self.codec = Codec(flow, self.engine)
+        self.kept, self.versions = folder is not None, list(versions)
+        if self.versions:
+            self.flow = self.versions[0][1]
+        self.engine = open_engine(self.flow, folder, partition, batch_max=batch)
+        self.codec = Codec(self.flow, self.engine)
+        self.turn()
+
+    def turn(self) -> int:
+        """Go on with the version that is due; returns the offset of the next one."""
+        due = None
+        while self.versions and self.versions[0][0] <= self.engine.position:
+            due = self.versions.pop(0)[1]
+        if due is not None and due is not self.flow:
+            if self.engine.position:
+                self.engine.checkpoint()
+            self.flow = due
+            self.engine = reopen_with(due, self.partition, self.engine.store, batch_max=self.batch)
+            self.codec = Codec(due, self.engine)
+        return self.versions[0][0] if self.versions else 1 << 62
 
     def decode(self, records: Records) -> Events:
         """The records from the engine's position on, as Events with their dead letters."""
@@ -89,7 +113,8 @@ class Partition:
 class Replay:
     """A flow's engines over history, one a partition; opened as partitions are met.
 
-    tiers   one Tier, or {partition: u1[...] by offset} (see recorded_tiers): beyond its end SILENT
+    tiers     one Tier, or {partition: u1[...] by offset} (see recorded_tiers): beyond its end SILENT
+    versions  {partition: [(offset, flow)]}, see replay.versions
     """
 
     def __init__(
@@ -98,14 +123,18 @@ class Replay:
         tiers: Tier | dict[int, np.ndarray] = Tier.FULL,
         batch: int = 256,
         folder: str | pathlib.Path | None = None,
+        versions: dict[int, list[tuple[int, Flow]]] | None = None,
     ) -> None:
         self.flow, self.tiers, self.batch, self.folder = flow, tiers, batch, folder
+        self.versions = versions or {}
         self.partitions: dict[int, Partition] = {}
 
     def partition(self, number: int) -> Partition:
         """The partition's engine, opened when first asked for."""
         if number not in self.partitions:
-            self.partitions[number] = Partition(self.flow, number, self.batch, self.folder)
+            self.partitions[number] = Partition(
+                self.flow, number, self.batch, self.folder, self.versions.get(number, ())
+            )
         return self.partitions[number]
 
     def feed(self, records: Records) -> Iterator[Step]:
@@ -115,10 +144,17 @@ class Replay:
         """
         partition = self.partition(records.partition)
         skip = int(np.searchsorted(records.offsets, partition.engine.position))
-        if skip:
-            records = _cut(records, skip)
-        if not len(records):
-            return
+        records = _cut(records, skip, len(records))
+        while len(records):
+            size = int(np.searchsorted(records.offsets, partition.turn()))
+            if not size:  # offsets that are not there any more: a version is due before the next record
+                partition.engine.position = int(records.offsets[0])
+                continue
+            yield from self._feed(partition, _cut(records, 0, size))
+            records = _cut(records, size, len(records))
+
+    def _feed(self, partition: Partition, records: Records) -> Iterator[Step]:
+        """Records of one version."""
         events = partition.decode(records)
         tiers = self.tiers
         if not isinstance(tiers, Tier):
@@ -148,6 +184,7 @@ def replay(
     sort: bool = False,
     folder: str | pathlib.Path | None = None,
     watch: Callable[[str, list[bytes]], None] | None = None,
+    versions: dict[int, list[tuple[int, Flow]]] | None = None,
 ) -> dict:
     """Run a flow over a file of events or a recorded topic and write its outputs (record.OUTPUT) to `out`.
 
@@ -156,11 +193,12 @@ def replay(
     partitions  of a file of events, by key; a recorded topic has its own
     folder      keep the state there, and go on from what is there
     watch       called with (output, values) of every step
+    versions    which model served from which offset on, see replay.versions
 
     Returns counts: events, scored, late, dead, silent, outputs by topic, causes of dead letters, seconds.
     Memory does not grow with the events (keys, and one byte an event with `recorded`, apart).
     """
-    run = Replay(flow, recorded_tiers(recorded) if recorded else tiers, batch, folder)
+    run = Replay(flow, recorded_tiers(recorded) if recorded else tiers, batch, folder, versions)
     names = {topic: flow.output if kind == "result" else kind for kind, topic in flow.topics.items()}
     counts: Counter = Counter()
     outputs: Counter = Counter()
@@ -263,10 +301,11 @@ def _tiers_of(known: np.ndarray | None, offsets: np.ndarray) -> np.ndarray:
     return tiers
 
 
-def _cut(records: Records, skip: int) -> Records:
-    return Records(
-        records.partition, records.values[skip:], records.offsets[skip:], records.kafka_ts_ns[skip:]
-    )
+def _cut(records: Records, at: int, stop: int) -> Records:
+    if at == 0 and stop == len(records):
+        return records
+    part = slice(at, stop)
+    return Records(records.partition, records.values[part], records.offsets[part], records.kafka_ts_ns[part])
 
 
 def _count(step: Step, counts: Counter, causes: Counter) -> None:

@@ -1,0 +1,42 @@
+"""Versions: from which offset on a partition is served by which tables. One record each time they change.
+
+    {"id":"clicks/0/1234","flow":"recommend","model":"8d4e...","offset":1234}
+
+Outputs of events from `offset` on are that model's (a double may be older: the first one counts). The topic
+tells a replay where to change; a worker may write a record more than once.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from streamai.errors import InputError
+
+
+class Version(msgspec.Struct, frozen=True):
+    """One record. offset: of the first event that is served by the model of this digest."""
+
+    id: str
+    flow: str
+    model: str
+    offset: int
+
+    @property
+    def partition(self) -> int:
+        """Of the source topic."""
+        return int(self.id.rsplit("/", 2)[1])
+
+
+def encode(source: str, partition: int, offset: int, flow: str, model: str) -> bytes:
+    """The record's value."""
+    return msgspec.json.encode(Version(f"{source}/{partition}/{offset}", flow, model, offset))
+
+
+def decode(value: bytes | None) -> Version:
+    """InputError if the value is no version."""
+    try:
+        version = msgspec.json.decode(value or b"", type=Version)
+        version.partition  # noqa: B018
+    except (msgspec.DecodeError, ValueError, IndexError) as error:
+        raise InputError(f"not a version of a flow: {(value or b'')[:60]!r} ({error})") from error
+    return version
