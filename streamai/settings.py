@@ -82,6 +82,7 @@ class Engine:
 
     batch_max: int = _setting(256, "most events in one step", low=1, high=65_536)
     budget_ms: float = _setting(0.0, "time an event may take; 0 = what the flow says", low=0.0, high=60_000.0)
+    shadow: str = _setting("", "weights file that scores too, for the topic OUTPUT.shadow; empty = none")
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,17 @@ from features.clicks import ItemClicks, UserClicks
 from streamai.catalogue import Catalogue
 from streamai.clock import ManualClock
 from streamai.deadline import Cost, Tier
-from streamai.engine import Engine
+from streamai.engine import Engine, reopen_with
 from streamai.flow import Counts, Flow
 from streamai.kernels import context as c
 from streamai.live.batch import Batch, Pace
 from streamai.live.pump import Pump
 from streamai.live.stats import Stats
+from streamai.model import weights
+from streamai.replay.record import Records
+from streamai.replay.run import Replay
 from streamai.state.store import MemoryStore, Store
+from streamai.wire import version
 from streamai.wire.codec import Codec
 from tests.made import ITEMS, click_values, random_model
 from tests.pump import SlowSink
@@ -101,21 +105,32 @@ def unbroken(runs: list[tuple[Flow, int]], values: list) -> tuple[dict, dict]:
 class Worker:
     """One life of a pump: fed in random pieces, acknowledged and ticked at random, until `end` or a kill."""
 
+    pieces = (1, 7, 40, 300)
+    fed = 0  # end of what any life was handed
+
     def __init__(self, flow: Flow, folder, values: list, sink: SlowSink, rng: random.Random) -> None:
         self.values, self.sink, self.rng, self.clock = values, sink, rng, ManualClock(10**18)
-        self.store, rows = Store(folder), rng.choice([2, 3, 8, 4096])
-        batch = rng.choice([1, 3, 64, 256])
+        self.store, self.rows = Store(folder), rng.choice([2, 3, 8, 4096])
+        self.batch = batch = rng.choice([1, 3, 64, 256])
         pace = Pace(rng.choice([1, NEVER]), rng.choice([1, 5, 50]), budget_ns=NEVER, batch_max=batch)
         self.pump = Pump(
-            flow, 0, lambda: Engine(flow, 0, self.store, rows, batch), lambda engine: Codec(flow, engine),
+            flow, 0, self.opener(flow), lambda engine: Codec(flow, engine),
             sink, self.clock, Stats("crash"), lambda offset: None, Cost(1000, dict.fromkeys(Tier, 1000)),
             pace,
         )  # fmt: skip
 
+    def opener(self, flow: Flow):
+        return lambda: Engine(flow, 0, self.store, self.rows, self.batch)
+
+    async def between(self) -> None:
+        """What happens between two pieces."""
+
     async def feed(self, end: int) -> None:
         at = self.pump.engine.position
         while at < end:
-            n = min(self.rng.choice([1, 7, 40, 300]), end - at)
+            await self.between()
+            n = min(self.rng.choice(self.pieces), end - at)
+            Worker.fed = max(Worker.fed, at + n)
             offsets, now = np.arange(at, at + n), self.clock.now_ns()
             await self.pump.take(
                 Batch(
@@ -170,13 +185,61 @@ async def broken(runs: list[tuple[Flow, int]], values: list, folder, rng: random
     return [(topic, value) for topic, value, _ in sink.records], kills
 
 
+class Changing(Worker):
+    """A life that takes up other models as it goes, and begins with that of the store."""
+
+    pieces = (1, 7, 15)
+
+    def opener(self, flow: Flow):
+        options = {"rows_max": self.rows, "batch_max": self.batch}
+        served = (self.store.meta() or {}).get("model")
+        first = next((m for m in self.models if weights.read(m).digest == served), self.models[0])
+        return lambda: reopen_with(flow.but(model=first, output=flow.output), 0, self.store, **options)
+
+    async def between(self) -> None:
+        # events below may have been served: they are served again by the same model
+        if self.pump.engine.position >= Worker.fed and self.rng.random() < 0.6:
+            flow = self.pump.flow.but(model=self.rng.choice(self.models), output=self.pump.flow.output)
+            options = {"rows_max": self.rows, "batch_max": self.batch}
+            await self.pump.take_up(lambda: reopen_with(flow, 0, self.store, **options))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_models_that_change_while_it_is_killed_are_replayed_where_they_changed(seed, tmp_path):
+    rng, values = random.Random(seed), click_values(N, seed)
+    models = [random_model(tmp_path / f"m{i}", i, d) for i, d in enumerate((16, 16, 32))]
+    flow = Flow("crash", "clicks", [UserClicks, ItemClicks], catalogue=ITEMS, model=models[0])
+    Changing.models, Worker.fed, sink, lives = models, 0, SlowSink(lag=NEVER), 0
+    turns = 2
+    while not asyncio.run(_life(Changing, flow, tmp_path / "0", values, sink, rng, turns)):
+        lives += 1
+        turns = rng.choice([2, 5, 30, 300]) if lives < 6 else NEVER
+    at: dict[int, str] = {}
+    for topic, value, _ in sink.records:
+        if topic.endswith(".versions"):
+            at[version.decode(value).offset] = version.decode(value).model
+    by = {weights.read(m).digest: flow.but(model=m) for m in models}
+    run = Replay(flow, versions={0: [(o, by[at[o]]) for o in sorted(at)]})
+    expected = {}
+    for step in run.feed(Records(0, values, np.arange(N), np.zeros(N, "i8"))):
+        for topic, (lines, _) in run.partition(0).codec.encode(step.scored).items():
+            expected |= {(topic, json.loads(line)["id"]): line for line in lines}
+    results = [(t, v) for t, v, _ in sink.records if not t.endswith(".versions")]
+    assert lives > 0 and len(at) > 1 and {(t, json.loads(v)["id"]) for t, v in results} == expected.keys()
+    assert all(expected[t, json.loads(v)["id"]] == v for t, v in results)
+
+
+async def _life(kind, flow, folder, values, sink, rng, turns) -> bool:
+    return await kind(flow, folder, values, sink, rng).live(N, turns)
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_killed_anywhere_is_as_never_stopped(seed, tmp_path):
     rng = random.Random(seed)
     values, runs = rough(click_values(N, seed), rng), phases(rng, tmp_path)
     sent, kills = asyncio.run(broken(runs, values, tmp_path / "0", rng))
     expected, state = unbroken(runs, values)
-    results = [(t, v) for t, v in sent if not t.endswith((".late", ".dead"))]
+    results = [(t, v) for t, v in sent if not t.endswith((".late", ".dead", ".versions"))]
     assert kills > 0 and {(t, json.loads(v)["id"]) for t, v in results} == expected.keys()
     assert all(expected[t, json.loads(v)["id"]] == v for t, v in results), "a double has other bytes"
     store = Store(tmp_path / "0")

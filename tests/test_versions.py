@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 
@@ -22,7 +23,7 @@ from streamai.replay.versions import read_versions
 from streamai.state.store import MemoryStore
 from streamai.wire import version
 from tests.made import ITEMS, click_values, clicks, random_model
-from tests.workers import Stage, bootstrap, command
+from tests.workers import Stage, bootstrap, command, id_of
 
 IDS = [f"i{i}" for i in range(50)]
 
@@ -127,7 +128,7 @@ def test_a_replay_changes_where_live_did(tmp_path, models):
     write_topic(source, click_values(900), "clicks")
     flow = flow_of(models[0])
     at = [(0, 2), (0, 0), (250, 1), (251, 1), (777, 2)]  # of one offset the last counts
-    values = [version.encode("clicks", 0, o, "f", digest(models[k])) for o, k in at]
+    values = [version.encode(flow, 0, o, digest(models[k])) for o, k in at]
     write_topic(tmp_path / "versions.parquet", values, "f.versions")
     versions = read_versions(flow, tmp_path / "versions.parquet", tmp_path / "kept")
     assert [o for o, _ in versions[0]] == [0, 250, 251, 777]
@@ -212,5 +213,54 @@ def _replay_all(stage, made) -> None:
 
 def test_versions_name_their_partition():
 
-    v = version.decode(version.encode("a/b", 7, 12, "f", "ab"))
+    v = version.decode(version.encode(Flow("f", "a/b", schema=CLICKS), 7, 12, "ab"))
     assert (v.partition, v.offset, v.flow, v.model, v.id) == (7, 12, "f", "ab", "a/b/7/12")
+
+
+def test_a_shadow_scores_beside_what_serves(tmp_path):
+    """Its outputs are those of an engine with its model over the same events and the state they began with;
+    what serves is as without it, and a shadow put in its place begins anew."""
+    made = [random_model(tmp_path / f"{k}.weights", k, 16, IDS) for k in range(3)]
+    beside = tmp_path / "beside.weights"
+    shutil.copy(made[1], beside)
+    with bootstrap() as address:
+        stage = Stage(address, tmp_path, catalogue=True, model=made[0], STREAMAI_SHADOW=str(beside))
+        try:
+            measure_cost(stage.flow())
+            worker = stage.start()
+            worker.wait_for("stats", lambda s: s["shadow"] == dict.fromkeys("0123", digest(made[1])))
+            _paced(stage, worker, 1000)
+            _put(made[2], beside)
+            worker.wait_for("stats", lambda s: s["shadow"] == dict.fromkeys("0123", digest(made[2])))
+            _paced(stage, worker, 1000)
+            assert worker.terminate() == 0, stage.log()
+            assert not list((tmp_path / "state/shadow" / stage.name).iterdir())
+            _check_shadow(stage, made)
+        finally:
+            stage.stop()
+
+
+def _paced(stage, worker, n: int) -> None:
+    """Events in small pieces, so that there is time for outputs."""
+    for _ in range(n // 50):
+        stage.produce(50)
+        total = sum(map(len, stage.sent.values()))
+        worker.wait_for("stats", lambda s, total=total: s["events"]["scored"] == total)
+
+
+def _check_shadow(stage, made) -> None:
+    out = f"{stage.name}-recommendations"
+    served = {id_of(m): m.value() for m in stage.read(out, 2000)}
+    assert served == stage.expected(output="result")
+    shadowed = {id_of(m): m.value() for m in stage.read(f"{out}.shadow", 1500)}
+    stage.model = made[1]
+    first = stage.expected(output="result")
+    stage.model = made[2]
+    second = stage.expected(output="result")
+    by = {digest(made[1]): first, digest(made[2]): second}
+    seen = set()
+    for name, value in shadowed.items():
+        model = json.loads(value)["model"]
+        seen.add(model)
+        assert value == by[model][name]
+    assert seen == set(by)

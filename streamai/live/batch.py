@@ -27,6 +27,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.values)
 
+    def place(self, j: int) -> str:
+        """topic/partition/offset of record j."""
+        return f"{self.topic}/{self.partition}/{self.offsets[j]}"
+
     def after(self, offset: int) -> Batch:
         """The records from `offset` on."""
         k = int(np.searchsorted(self.offsets, offset))

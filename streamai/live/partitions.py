@@ -15,6 +15,7 @@ from streamai.live.batch import Batch, Pace
 from streamai.live.cost import measure_cost
 from streamai.live.models import Watched, as_fast
 from streamai.live.pump import Pump
+from streamai.live.shadow import Shadow, shadow_flow
 from streamai.live.sink import Sink
 from streamai.live.stats import Stats
 from streamai.model.kept import Kept
@@ -39,7 +40,8 @@ class Partitions:
         self.pumps: dict[int, Pump] = {}
         self.cost: Cost | None = None
         self.watched: Watched | None = None
-        self._due: dict[int, int] = {}  # by partition: `flow` only from this offset on
+        self.shadow: Watched | None = None
+        self._due: dict[int, int] = {}  # by partition: no other model below this offset
         state, engine = settings.state, settings.engine
         self.pace = Pace(
             checkpoint_ns=state.checkpoint_ms * 1_000_000,
@@ -55,11 +57,14 @@ class Partitions:
             kept = Kept(Path(self.settings.state.folder) / "models")
             self.watched = Watched(self.flow, self.flow.model, kept)
             self.flow = self.watched.start()
+            if self.settings.engine.shadow:
+                self.shadow = Watched(shadow_flow(self.flow), self.settings.engine.shadow, kept)
+                self.shadow.start()
         self.cost = measure_cost(self.flow, self.settings)
 
-    def folder(self, partition: int) -> Path:
+    def folder(self, partition: int, under: str = "") -> Path:
         """Where the partition's store lies on this machine."""
-        return Path(self.settings.state.folder) / self.flow.name / str(partition)
+        return Path(self.settings.state.folder) / under / self.flow.name / str(partition)
 
     async def take(self, batch: Batch) -> None:
         """Score a batch, if its partition is still ours."""
@@ -109,10 +114,23 @@ class Partitions:
 
         return open_engine
 
+    def _shadow_of(self, pump: Pump) -> Shadow:
+        settings = self.settings
+        return Shadow(
+            self.shadow.flow, pump.partition, pump.engine.store, self.folder(pump.partition, "shadow"),
+            rows_max=settings.state.rows_max, batch_max=settings.engine.batch_max,
+        )  # fmt: skip
+
+    @property
+    def topics(self) -> set[str]:
+        """Every topic that outputs go to."""
+        own = set(self.flow.topics.values())
+        return own if self.shadow is None else own | {self.shadow.flow.topics["result"]}
+
     def _served_before(self, store: Store, partition: int, end: int) -> Flow:
         """The flow with the model of the store's checkpoint: events up to `end` may have been served by it,
-        and what is read again is served again by the same. The present one is taken up at `end`."""
-        self._due.pop(partition, None)
+        and what is read again is served again by the same. Another one is taken up at `end`, no sooner."""
+        self._due[partition] = end
         meta = store.meta()
         before = None if meta is None or self.watched is None else meta["model"]
         if before is None or before in (self.watched.digest, NO_DIGEST):
@@ -125,7 +143,6 @@ class Partitions:
                 self.watched.kept.folder, meta["fence"], self.watched.digest,
             )  # fmt: skip
             return self.flow
-        self._due[partition] = end
         return flow
 
     async def look(self) -> None:
@@ -139,16 +156,23 @@ class Partitions:
             self.flow = self.watched.flow
             for pump in self.pumps.values():
                 pump.cost = self.cost
-        self.stats.model_error = self.watched.error
+        errors = [self.watched.error]
+        if self.shadow is not None:
+            await asyncio.to_thread(self.shadow.look)
+            errors.append(self.shadow.error)
+        self.stats.model_error = "; ".join(filter(None, errors))
 
     async def turn(self) -> None:
         """Partitions that are served by another model than the present one, and have come to where they are
         to go on with that, do so."""
         for partition, pump in list(self.pumps.items()):
-            if self.watched is None or pump.closing or pump.engine.model_digest == self.watched.digest:
+            if self.watched is None or pump.closing:
                 continue
-            if pump.engine.position >= self._due.get(partition, 0):
-                self._due.pop(partition, None)
+            if self.shadow is not None and (pump.shadow is None or pump.shadow.digest != self.shadow.digest):
+                await pump.begin_shadow(lambda pump=pump: self._shadow_of(pump))
+            if pump.engine.model_digest == self.watched.digest:
+                continue
+            if pump.engine.position >= self._due[partition]:
                 await pump.take_up(self._opener(self.flow, partition, pump.engine.store))
 
     async def close(self) -> dict[int, int]:

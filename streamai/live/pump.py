@@ -9,9 +9,9 @@ The fence in the store is the truth. What is lost by a crash is read again from 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
-import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -22,7 +22,9 @@ from streamai.deadline import Deadline, Tier
 from streamai.errors import StateError, StepError
 from streamai.flow import CATCH_UP, Flow
 from streamai.live.batch import Batch, Pace
-from streamai.live.sink import VALUE_BYTES_MAX, Chunk, Sink
+from streamai.live.poison import Poison
+from streamai.live.shadow import Shadow
+from streamai.live.sink import Outbox, Sink
 from streamai.live.stats import Stats
 from streamai.scored import LATE
 from streamai.wire import version
@@ -32,7 +34,6 @@ log = logging.getLogger("streamai.live")
 CHECKPOINT_REST = 40  # at least so many times as long as the last write until the next barrier
 TURNS = 4
 LATE_BUDGET_NS = 50_000_000  # late events are cut as for this budget: a step of 10 ms at most
-POISON_RUN_MAX = 16  # so many events in a row that fail: it is the flow, not the events
 _EPOCHS = itertools.count()  # no number twice: a batch may wait while its partition goes and comes back
 
 
@@ -68,10 +69,8 @@ class Pump:
         self.storing = asyncio.Lock()  # a sync in a thread, or the store being closed
         self.whole = True  # False while taking; stays False after an exception there: nothing may be written
         self._busy = asyncio.Lock()
-        self._poison: dict[int, str] = {}  # offset -> stack, of events that failed twice alone
-        self._suspect = -1  # offset of the event that failed alone last
-        self._careful_until = 0  # events below go one by one
-        self._failed_run = 0
+        self._poison = Poison()
+        self.shadow: Shadow | None = None
         self._open(self._open_engine())
 
     def _open(self, engine) -> None:
@@ -79,7 +78,7 @@ class Pump:
         self.codec = self._codec_of(self.engine)
         self.fence = self.acked = self.engine.position
         self._next_offset = self.engine.position
-        self._outbox: dict[str, list[Chunk]] = {}
+        self._outbox = Outbox()
         # (outputs below this offset, done when they are safe)
         self._sent: deque[tuple[int, asyncio.Future]] = deque()
         self._pending = None  # the checkpoint that waits for acknowledgements
@@ -89,9 +88,7 @@ class Pump:
         self._since_barrier = self._write_ns = 0
         self._note()
         if "versions" in self.flow.topics:
-            value = version.encode(
-                self.flow.source, self.partition, engine.since, self.flow.name, engine.model_digest
-            )
+            value = version.encode(self.flow, self.partition, engine.since, engine.model_digest)
             self._put(self.flow.topics["versions"], [value], [None], [])
 
     async def take_up(self, open_engine: Callable) -> None:
@@ -100,24 +97,28 @@ class Pump:
         Between two batches: what was scored before is acknowledged and in the store first, so that no event
         is ever served again by the model before.
         """
-        async with self._busy:
-            if self.closing or not self.whole:
+        async with self._between_batches() as ready:
+            if not ready:
                 return
-            await self._write_now()
-            while self._sent:  # records without an event, such as the version before
-                await asyncio.wait([self._sent[0][1]])
-                self._settle()
             began = self.clock.monotonic_ns()
             engine = await asyncio.to_thread(open_engine)  # heartbeats and other partitions go on
-            before, self._open_engine = self.engine.model_digest, open_engine
+            self._open_engine = open_engine
             self._open(engine)
             await self._publish()
-            took_ns = self.clock.monotonic_ns() - began
-            self.stats.stages["take_up"].add(took_ns)
-            log.info(
-                "partition %d: model %s in place of %s from offset %d on (%.0f ms)",
-                self.partition, engine.model_digest, before, engine.position, took_ns / 1e6,
-            )  # fmt: skip
+            self.stats.stages["take_up"].add(self.clock.monotonic_ns() - began)
+            log.info("partition %d: %s from %d on", self.partition, engine.model_digest, engine.position)
+
+    @contextlib.asynccontextmanager
+    async def _between_batches(self):
+        """What was scored is acknowledged and in the store; False where it is closing or broken."""
+        async with self._busy:
+            ready = not self.closing and self.whole
+            if ready:
+                await self._write_now()
+                while self._sent:  # records without an event, such as the version before
+                    await asyncio.wait([self._sent[0][1]])
+                    self._settle()
+            yield ready
 
     # --- taking a batch
 
@@ -156,13 +157,44 @@ class Pump:
             self.engine.position = self._next_offset  # past dead letters at the end of the batch
         await self._publish()
         self._keep()
+        if self.shadow is not None:
+            await self._shadow(batch, events)
+
+    async def _shadow(self, batch: Batch, events) -> None:
+        """What was served through the second model."""
+        due = Deadline.after(batch.receive_ts_ns, self.pace.budget_ns)
+        behind = self.stats.end.get(self.partition, 0) > self.engine.position
+        began = self._yield_ns = self.clock.monotonic_ns()
+        cuts = self.shadow.take(events, self._poison.stacks, due, self.cost, behind, self.clock)
+        for offsets, outputs in cuts:
+            where = np.searchsorted(batch.offsets, offsets)
+            for topic, (values, which) in outputs.items():
+                if values:
+                    self._put(topic, values, [batch.keys[j] for j in where[which].tolist()], [])
+            now = self.clock.monotonic_ns()
+            if now - self._yield_ns > self.pace.publish_ns:
+                self._yield_ns = now
+                await self._publish()
+                await asyncio.sleep(0)
+        self.stats.stages["shadow"].add(self.clock.monotonic_ns() - began)
+        await self._publish()
+
+    async def begin_shadow(self, open_shadow: Callable[[], Shadow]) -> None:
+        """Go on with a second model, from the next event on, beside what serves."""
+        async with self._between_batches() as ready:
+            if not ready:
+                return
+            if self.shadow is not None:
+                self.shadow.close()
+            self.shadow = await asyncio.to_thread(open_shadow)
+            self.stats.shadow[self.partition] = self.shadow.digest
 
     async def _step_all(self, batch: Batch, events) -> None:
         due = Deadline.after(batch.receive_ts_ns, self.pace.budget_ns)
         at, n, epoch = 0, len(events), self.epoch
         offsets = events.rows["offset"]
         while at < n and not self.closing and epoch == self.epoch:
-            if int(offsets[at]) in self._poison:
+            if int(offsets[at]) in self._poison.stacks:
                 self._drop_poison(batch, int(offsets[at]))
                 at += 1
                 continue
@@ -179,8 +211,7 @@ class Pump:
             if len(scored) == 0:  # no clean row: only a checkpoint makes room
                 await self._write_now()
                 continue
-            if part.rows["offset"][0] > self._suspect:  # not one that is only read again
-                self._failed_run = 0
+            self._poison.well(int(part.rows["offset"][0]))
             self._emit(batch, scored, tier)
             at += len(scored)
             self._since_barrier += len(scored)
@@ -196,9 +227,9 @@ class Pump:
         # what is late already gets one tier, however it is cut
         budget_ns = self.pace.budget_ns if left_ns > 0 else max(self.pace.budget_ns, LATE_BUDGET_NS)
         size = min(deadline.cut(self.cost, budget_ns, left), self.pace.batch_max)
-        if first < self._careful_until:
+        if first < self._poison.careful_until:
             size = 1
-        for edge in (self.silent_until, *self._poison):  # a cut ends where the treatment changes
+        for edge in (self.silent_until, *self._poison.stacks):  # a cut ends where the treatment changes
             if edge > first:
                 size = min(size, max(1, int(np.searchsorted(offsets[:size], edge))))
         if first < self.silent_until:
@@ -214,18 +245,16 @@ class Pump:
         rows = scored.events.rows[: len(scored)]
         where = np.searchsorted(batch.offsets, rows["offset"])
         elapsed_ns = self.clock.now_ns() - batch.receive_ts_ns
-        clock_fields = [
-            ("receive_ts_ns", b"%d" % batch.receive_ts_ns),
-            ("elapsed_ns", b"%d" % elapsed_ns),
-        ]
+        times = {"receive_ts_ns": batch.receive_ts_ns, "elapsed_ns": elapsed_ns}
+        clock_fields = [(name, b"%d" % ns) for name, ns in times.items()]
         for topic, (values, which) in self.codec.encode(scored).items():
             if values:
                 self._put(topic, values, [batch.keys[j] for j in where[which].tolist()], clock_fields)
         late = np.flatnonzero(scored.status == LATE)
         for j in where[late].tolist():
             if batch.offsets[j] >= self.silent_until:
-                place = f"{batch.topic}/{self.partition}/{batch.offsets[j]}".encode()
-                self._original(batch, j, self.flow.topics["late"], [("cause", b"late"), ("id", place)])
+                headers = [("cause", b"late"), ("id", batch.place(j).encode())]
+                self._outbox.put_original(self.flow.topics["late"], batch, j, headers)
         self.stats.outcomes["late"] += len(late)
         self.stats.outcomes["scored"] += len(scored) - len(late)
         self.stats.tiers[deadline.TIER_NAMES[tier]] += len(scored) - len(late)
@@ -233,28 +262,20 @@ class Pump:
         self.stats.stages["event"].add(elapsed_ns, len(scored))
 
     def _put(self, topic: str, values: Sequence[bytes], keys: Sequence[bytes | None], headers) -> None:
-        self._outbox.setdefault(topic, []).append(Chunk(values, keys, headers))
+        self._outbox.put(topic, values, keys, headers)
         self.stats.latest[topic] = values[-1]
-
-    def _original(self, batch: Batch, j: int, topic: str, headers) -> None:
-        """Record j as it came, to the late or the dead-letter topic."""
-        value = batch.values[j] or b""
-        if len(value) > VALUE_BYTES_MAX:
-            headers = [*headers, ("cut_off_from", b"%d" % len(value))]
-            value = value[:VALUE_BYTES_MAX]
-        self._put(topic, [value], [batch.keys[j]], headers)
 
     def _dead(self, batch: Batch, offset: int, cause: str, headers) -> None:
         if offset < self.silent_until:
             return
         self.stats.dead(cause)
-        self._original(batch, int(np.searchsorted(batch.offsets, offset)), self.flow.topics["dead"], headers)
+        j = int(np.searchsorted(batch.offsets, offset))
+        self._outbox.put_original(self.flow.topics["dead"], batch, j, headers)
 
     async def _publish(self) -> None:
         """Hand the outbox to the sink. Everything below engine.position is then on its way or skipped."""
-        position, outputs = self.engine.position, self._outbox
+        position, outputs = self.engine.position, self._outbox.take()
         if outputs:
-            self._outbox = {}
             epoch, began, ack = self.epoch, self.clock.monotonic_ns(), self.stats.stages["ack"]
             done = await self.sink.publish(self.partition, outputs)
             done.add_done_callback(lambda _: ack.add(self.clock.monotonic_ns() - began))
@@ -303,7 +324,7 @@ class Pump:
             self.engine.store.write(self._pending)
             self.engine.written(self._pending)
             self.fence, self._pending = self._pending.fence, None
-            self._poison = {o: stack for o, stack in self._poison.items() if o >= self.fence}
+            self._poison.forget(self.fence)
             self._write_ns = self.clock.monotonic_ns() - began
             self.stats.stages["checkpoint"].add(self._write_ns)
 
@@ -346,6 +367,8 @@ class Pump:
                     self.partition, self.fence, self.engine.position, error,
                 )  # fmt: skip
             finally:
+                if self.shadow is not None:
+                    self.shadow.close()
                 self.engine.store.close()
                 self.stats.forget(self.partition)
 
@@ -364,18 +387,7 @@ class Pump:
             raise error  # not the event's fault: no other event would fare better
         self.stats.failures += 1
         log.warning("a step over %s..%d failed: %r; reading again from %d", where, last, error, self.fence)
-        if first == last:
-            if self._suspect == first:
-                self._failed_run += 1
-                if self.flow.on_error == "stop" or self._failed_run > POISON_RUN_MAX:
-                    raise StepError(
-                        f"event {where} of flow {self.flow.name} failed twice: {error!r}. Mend the flow's "
-                        'code, or set on_error="dead_letter" (it stops anyway after '
-                        f"{POISON_RUN_MAX} failing events in a row)"
-                    ) from error
-                self._poison[first] = "".join(traceback.format_exception(error))
-            self._suspect = first
-        self._careful_until = max(self._careful_until, last + 1)
+        self._poison.failed(error, first, last, where, self.flow)
         for _, done in self._sent:  # those outputs are sent again under the same ids
             done.add_done_callback(lambda f: f.cancelled() or f.exception())
         self.epoch = next(_EPOCHS)
@@ -383,9 +395,6 @@ class Pump:
         self._rewind(self.engine.position)
 
     def _drop_poison(self, batch: Batch, offset: int) -> None:
-        stack = self._poison[offset]
-        cause = "poison: " + stack.strip().rsplit("\n", 1)[-1][:500]
-        place = f"{batch.topic}/{self.partition}/{offset}".encode()
-        headers = [("cause", cause.encode()), ("id", place), ("stack", stack[-16_000:].encode())]
+        cause, headers = self._poison.letter(batch, offset)
         self.stats.outcomes["poison"] += 1
         self._dead(batch, offset, cause, headers)

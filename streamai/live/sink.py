@@ -8,6 +8,8 @@ from typing import NamedTuple, Protocol
 
 from aiokafka import AIOKafkaProducer
 
+from streamai.live.batch import Batch
+
 BATCH_BYTES_MAX = 1_000_000  # a broker's own default limit is 1 MiB
 VALUE_BYTES_MAX = 900_000  # a longer original value on the late or dead-letter topic is cut off here
 
@@ -22,6 +24,32 @@ class Chunk(NamedTuple):
     values: Sequence[bytes]
     keys: Sequence[bytes | None]
     headers: Headers
+
+
+class Outbox:
+    """Records that are gathered for the next publish."""
+
+    def __init__(self) -> None:
+        self._chunks: dict[str, list[Chunk]] = {}
+
+    def put(
+        self, topic: str, values: Sequence[bytes], keys: Sequence[bytes | None], headers: Headers
+    ) -> None:
+        """Records with the same headers; keys: one a value."""
+        self._chunks.setdefault(topic, []).append(Chunk(values, keys, headers))
+
+    def put_original(self, topic: str, batch: Batch, j: int, headers: Headers) -> None:
+        """Record j of a batch as it came, to the late or the dead-letter topic."""
+        value = batch.values[j] or b""
+        if len(value) > VALUE_BYTES_MAX:
+            headers = [*headers, ("cut_off_from", b"%d" % len(value))]
+            value = value[:VALUE_BYTES_MAX]
+        self.put(topic, [value], [batch.keys[j]], headers)
+
+    def take(self) -> dict[str, list[Chunk]]:
+        """What has gathered; empty from here on."""
+        chunks, self._chunks = self._chunks, {}
+        return chunks
 
 
 class Sink(Protocol):

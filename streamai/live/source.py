@@ -94,7 +94,7 @@ class Source(Service, ConsumerRebalanceListener):
                 f"or `streamai produce FILE {self.flow.source}`"
             ) from e
         if kafka.create_topics:
-            for topic in sorted(set(self.flow.topics.values())):
+            for topic in sorted(self.partitions.topics):
                 await make_topic(options, topic, count, kafka.replication)
 
     # --- reading

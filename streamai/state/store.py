@@ -233,6 +233,15 @@ class Store(MemoryStore):
             finally:
                 os.close(handle)
 
+    def copy(self, folder: str | Path) -> None:
+        """The store as it is now, as a store of its own in a folder that is not there yet: table files are
+        hard links where the file system is the same."""
+        Path(folder).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            rocksdict.Checkpoint(self.db).create_checkpoint(str(folder))
+        except Exception as error:  # rocksdict raises plain Exception for every RocksDB status
+            raise StateError(f"cannot copy the state in {self.where} to {folder}: {error}") from error
+
     def size_bytes(self) -> int:
         return sum(p.stat().st_size for p in Path(self.where).iterdir() if p.is_file())
 

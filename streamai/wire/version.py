@@ -11,6 +11,7 @@ from __future__ import annotations
 import msgspec
 
 from streamai.errors import InputError
+from streamai.flow import Flow
 
 
 class Version(msgspec.Struct, frozen=True):
@@ -27,9 +28,9 @@ class Version(msgspec.Struct, frozen=True):
         return int(self.id.rsplit("/", 2)[1])
 
 
-def encode(source: str, partition: int, offset: int, flow: str, model: str) -> bytes:
-    """The record's value."""
-    return msgspec.json.encode(Version(f"{source}/{partition}/{offset}", flow, model, offset))
+def encode(flow: Flow, partition: int, offset: int, model: str) -> bytes:
+    """The value of a flow's record: this model's digest serves from the offset on."""
+    return msgspec.json.encode(Version(f"{flow.source}/{partition}/{offset}", flow.name, model, offset))
 
 
 def decode(value: bytes | None) -> Version:
