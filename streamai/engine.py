@@ -20,9 +20,10 @@ from streamai.events import Events
 from streamai.feature import compile_views
 from streamai.flow import Flow
 from streamai.kernels import context as c
+from streamai.kernels import others as others_kernel
 from streamai.kernels import step as kernel
 from streamai.kernels.request import FEW, FEW_INDEXED
-from streamai.model import tables, weights
+from streamai.model import merged, tables, weights
 from streamai.scored import Scored
 from streamai.state import arrays as state_arrays
 from streamai.state import online
@@ -67,6 +68,7 @@ class Engine:
         self.slab = Slab(rows_max, self.layout)
         self.counts = CountsState(flow.counts, self.catalogue)
         self.since = 0
+        self.others: merged.Table | None = None
         self._bundle()
         self.restore()
 
@@ -171,6 +173,26 @@ class Engine:
         out[self.state_arrays["items_i8"][items, 0] == 0] = np.nan
         return out
 
+    # -- what other partitions count
+
+    def snapshot(self) -> merged.Table:
+        """This partition's own counts as of now."""
+        as_of_ns = max(int(self.clock[c.WATERMARK]), 1)
+        return merged.snapshot(
+            self.catalogue.ids, self.state_arrays, int(self.clock[c.LANDMARK]), self.counts.tau, as_of_ns
+        )
+
+    def take_others(self, others: merged.Table | None) -> None:
+        """Score with what the other partitions counted, from the next event on; None: with the own alone."""
+        self.others = None if others is None else others.of_catalogue(self.catalogue.ids)
+        self.table_arrays |= merged.none() if others is None else self.others.arrays()
+        joint = self.counts.norm
+        if others is not None:
+            joint = np.zeros_like(joint)
+            others_kernel.rejoin_all(self.counts.norm, self.others.pop, joint)
+        self.state_arrays["joint"] = joint
+        self.tables, self.state = c.tables(self.table_arrays), c.state(self.state_arrays)
+
     # -- checkpoints
 
     def barrier(self) -> Checkpoint:
@@ -242,8 +264,9 @@ class Engine:
     def _bundle(self) -> None:
         flow = self.flow
         arrays = tables.arrays_of(flow, self.plan, self.item_plan, self.catalogue, self.model)
+        arrays |= merged.none()
         width = self._score_width()
-        linked = flow.counts.scored * self.counts.ids.shape[1]
+        linked = 2 * flow.counts.scored * self.counts.ids.shape[1]  # own and the other partitions'
         sizes = {
             c.DISORDER: duration_ns(flow.disorder),
             c.LOG_MAX: self.counts.log_max,

@@ -47,6 +47,11 @@ def add(subparsers) -> None:
     )  # fmt: skip
     p.add_argument("--online-rate", type=float, default=0.0002, help="step of its linear part (%(default)s)")
     p.add_argument("--online-bias-rate", type=float, default=0.02, help="of every item's bias (%(default)s)")
+    p.add_argument("--partitions", type=int, default=1, help="spread the keys over so many engines (1)")
+    p.add_argument(
+        "--merge-every", type=int, default=0, metavar="EVENTS",
+        help="merge what they count after every so many events of all; 0 = each counts for itself (0)",
+    )  # fmt: skip
     p.add_argument("--sample", type=int, default=20_000, help="lists judged by prequential; 0 = all (20000)")
     p.add_argument("--fit", type=_share, default=0.6, help="share of time that is fitted on (0.6)")
     p.add_argument("--seed", type=int, default=0)
@@ -99,9 +104,11 @@ def _clicks(flow, table, args) -> dict:
     with Progress("evaluate", (3 + 2 * len(args.more)) * len(task.table)) as bar:
         report = evaluate(
             flow, task, lambda name, n: bar.advance(n), args.trained_elsewhere, beside, args.more,
-            args.budget_ms,
+            args.budget_ms, (args.partitions, args.merge_every),
         )  # fmt: skip
     report = {"protocol": args.protocol, **task.facts, **report}
+    if args.partitions > 1:
+        report |= {"partitions": args.partitions, "merge_every": args.merge_every}
     if not args.json:
         _print_facts(report)
         titles = {

@@ -13,6 +13,7 @@ from streamai.engine import Engine
 from streamai.errors import InputError, ModelError
 from streamai.evaluate.baselines import Baseline, History
 from streamai.evaluate.neighbours import all_baselines
+from streamai.evaluate.partitioned import Partitioned
 from streamai.evaluate.protocols import Task
 from streamai.evaluate.tally import LIST, Tally, Warm, paired
 from streamai.flow import Flow
@@ -68,6 +69,7 @@ def evaluate(
     beside: Sequence[Beside] = (),
     more: Sequence = (),
     budget_ms: float | None = None,
+    split: tuple[int, int] = (1, 0),
 ) -> dict:
     """Every model's figures on the task; see Tally for `all` and `new`.
 
@@ -77,8 +79,10 @@ def evaluate(
     beside     other models' outputs
     more       further model files of the flow (other seeds): mean and spread over all of them are reported
     budget_ms  a list that took longer is a miss (the flow's budget)
+    split      (partitions that the keys are spread over, events between two merges of what they count; 0 =
+               each partition counts for itself)
     """
-    engine = open_for(flow)
+    engine = open_for(flow, split)
     catalogue = engine.catalogue
     if catalogue is None:
         raise InputError(f"flow {flow.name!r} has no catalogue and recommends nothing; give --items")
@@ -98,7 +102,7 @@ def evaluate(
         baselines, task, item, target, repeat, lambda n: advance("baselines", n), available
     )
     budget_ns = int((budget_ms or flow.budget_ms) * 1e6)
-    served, lists = run_flow(flow, engine, asked, advance, budget_ns)
+    served, lists = run_flow(flow, engine, asked, advance, budget_ns, split)
     for other in beside:
         tallies[other.name] = asked.beside(other, catalogue, lists.seen)
     name = list(served)[-1]
@@ -121,18 +125,19 @@ def evaluate(
         runs = [{n: report[n] for n in served}]
         for path in more:
             changed = flow.but(model=path)
-            engine = open_for(changed)
+            engine = open_for(changed, split)
             if not elsewhere:
                 _check_model(engine, task)
-            again, _ = run_flow(changed, engine, asked, advance, budget_ns)
+            again, _ = run_flow(changed, engine, asked, advance, budget_ns, split)
             runs.append({n: t.report(repeat, available, cold) for n, t in again.items()})
         out["seeds"] = spread(runs)
     return out
 
 
-def open_for(flow: Flow) -> Engine:
-    """An engine whose lists are as long as is judged, and that takes nothing for late."""
-    return Engine(flow.but(top_k=LIST, decide=None, disorder=_ALWAYS, exclude_seen=False))
+def open_for(flow: Flow, split: tuple[int, int] = (1, 0)) -> Engine | Partitioned:
+    """An engine whose lists are as long as is judged, and that takes nothing for late; or several."""
+    judged = flow.but(top_k=LIST, decide=None, disorder=_ALWAYS, exclude_seen=False)
+    return Engine(judged) if split[0] == 1 else Partitioned(lambda: Engine(judged), *split)
 
 
 def spread(runs: list[dict]) -> dict:
@@ -221,7 +226,12 @@ def run_baselines(
 
 
 def run_flow(
-    flow: Flow, engine: Engine, asked: _Asked, advance: Callable[[str, int], None], budget_ns: int
+    flow: Flow,
+    engine: Engine,
+    asked: _Asked,
+    advance: Callable[[str, int], None],
+    budget_ns: int,
+    split: tuple[int, int] = (1, 0),
 ) -> tuple[dict[str, Tally], Lists]:
     """The flow's own lists, once over all items and once without what the key had; and its LM alone.
 
@@ -246,7 +256,7 @@ def run_flow(
                 tables = engine.table_arrays
                 known = (tables["known"] != 0) & (tables["available"] != 0)
                 lm = asked.logits(lists.hidden, tables["item"], tables["bias"], known, lists.seen)
-            engine = open_for(flow)
+            engine = open_for(flow, split)
     name = "counts as served" if lm is None else "LM + counts" + (" + head" if _has_head(engine) else "")
     out = {"LM alone": lm} if lm else {}
     if late:

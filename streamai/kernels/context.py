@@ -43,6 +43,9 @@ TABLES = (
     "head_mean", "head_inv", "head_w", "head_b", "head_Wz", "head_W2", "head_bu", "head_Wu",
     "head_items", "text",  # weights of the item views; text vectors f4[N, 32], or none
     "sig_W1", "sig_b1", "sig_W2", "sig_b2", "sig_temp",
+    # counts of the other partitions, see others.py; none = length 0
+    "others_ids", "others_w", "others_pop", "others_fast", "others_top_pop", "others_top_fast",
+    "others_landmark",  # i8[1]
 )  # fmt: skip
 
 STATE = (
@@ -55,6 +58,7 @@ STATE = (
     "clock", "digest",  # i8[CLOCK_SIZE], u8[1]: the model's
     "learnt_w", "learnt_bias", "served_w", "served_bias", "rates",  # see kernels/online.py
     "tau",  # f8[2]: decay of counts and of fast popularity, ns
+    "joint",  # f4[N]: norm with the other partitions' popularity; derived, see others.py
 )  # fmt: skip
 
 WORK = (
@@ -63,7 +67,7 @@ WORK = (
     "words", "top", "top_s", "best", "best_s", "cand", "cand_s", "z", "found", "user",
     "own", "recent", "since", "span", "ring", "newest", "zn", "text",  # see inputs.py
     "asking", "asked", "members", "filters", "cells_f8", "cells_i8",  # see request.py
-    "w", "b", "ring_hidden",
+    "w", "b", "ring_hidden", "factors", "newest_others",
     "probed", "probe", "probe_s", "probe_score", "probe_on", "probe_off",  # see ivf.py
     "status", "features", "hidden", "items", "scores",
 )  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 
 from . import context as c
-from . import counts, jit, lm, rank, simd
+from . import counts, jit, lm, others, rank, simd
 from .maths import exp_f4, log1p_f4, log_f4
 from .rank import HEAD_INPUTS
 
@@ -127,19 +127,12 @@ def _weigh_newest(S, W, n_hist, t):
 
 
 @njit(**jit)
-def _back(S, W, item):
+def _back(T, S, W, item):
     """Score of the links that lead back: from the candidate to the key's newest items."""
-    width = S.ids.shape[1]
-    at = np.int64(item) * width
-    total = _ZERO
-    for s in range(0, width, 16):
-        names = simd.load_integers(S.ids, at + s)
-        for k in range(NEWEST):
-            if W.newest[k] > _ZERO:
-                hit = simd.equal_integers(names, simd.splat_integer(np.int32(W.hist[k] + 1)))
-                if hit != 0:
-                    total += W.newest[k] * S.w[item, s + simd.lowest_bit(np.int64(hit))]
-    return total * S.norm[item]
+    total = others.link_back(S.ids, S.w, W.hist, W.newest, item)
+    if T.others_pop.size > 0:
+        total += others.link_back(T.others_ids, T.others_w, W.hist, W.newest_others, item)
+    return total * S.joint[item]
 
 
 @njit(**jit)
@@ -205,8 +198,11 @@ def inputs(T, S, W, n, n_hist, t):
     The ring has been marked and W.acc holds the counts' scores. A head of eight inputs (version 1) gets the
     LM's logit as it is, and 0 for what the LM does not know.
     """
-    most, fast_most = most_of(S.pop, S.top_pop), most_of(S.fast, S.top_fast)
-    _weigh_newest(S, W, n_hist, t)
+    most, fast_most = others.most_pop(T, S, W), others.most_fast(T, S, W)
+    if T.others_pop.size > 0:
+        others.weigh_newest(T, S, W, n_hist, NEWEST)
+    else:
+        _weigh_newest(S, W, n_hist, t)
     old = T.shape[c.HEAD_OLD] != 0
     if old and T.shape[c.HAS_LM] != 0:
         rank.rescore(T.item, T.bias, W.q, W.cand, n, W.cand_s)
@@ -222,12 +218,12 @@ def inputs(T, S, W, n, n_hist, t):
         known = T.shape[c.HAS_LM] != 0 and T.known[item] != 0
         z[0] = _ZERO if old and not known else W.cand_s[k]
         z[1] = log1p_f4(score * np.float32(1e3))
-        z[2] = log_f4(S.pop[item] / most + _LEAST)
-        z[3] = log_f4(S.fast[item] / fast_most + _LEAST)
+        z[2] = log_f4(others.pop_of(T, S, W, item) / most + _LEAST)
+        z[3] = log_f4(others.fast_of(T, S, W, item) / fast_most + _LEAST)
         z[4] = _ONE if score > _ZERO else _ZERO
         _own(T, W, item, z)
         z[9] = _ONE if known else _ZERO
-        z[10] = log1p_f4(_back(S, W, item) * np.float32(1e3))
+        z[10] = log1p_f4(_back(T, S, W, item) * np.float32(1e3))
         z[14] = _ZERO
         if has_text:
             z[14] = simd.total(
@@ -235,12 +231,6 @@ def inputs(T, S, W, n, n_hist, t):
                          simd.mul(simd.load(T.text, np.int64(item) * TEXT + 16), simd.load(W.text, 16)))
             )  # fmt: skip
         z[15] = _item_views(T, S, item) if T.head_items.size > 0 else _ZERO
-
-
-@njit(**jit)
-def most_of(values, top):
-    """The greatest of values, or a tiny number while all are zero."""
-    return values[top[0] - 1] if top[0] > 0 else np.float32(1e-20)
 
 
 @njit(**jit)

@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit
 
 from . import context as c
-from . import counts, jit, rank
+from . import counts, jit, others, rank
 from .inputs import inputs, mark_ring, recent, unmark_ring
 from .lm_state import query
 from .maths import exp_f4
@@ -91,6 +91,8 @@ def learn(T, S, W, slot, item, t):
     n_hist = recent(T, S, W, slot, shape[c.RING])
     _as_it_stood(T, S, W, slot)
     mark_ring(T, S, W, W.ring_hidden, slot, n_hist)
+    if T.others_pop.size > 0:
+        others.factors(T, S, W, t)
     n, touched = candidates(T, S, W, W.ring_hidden, n_hist, t, FULL)
     inputs(T, S, W, n, n_hist, t)
     counts.clear(W.acc, W.touched, touched)

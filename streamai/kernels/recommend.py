@@ -9,8 +9,8 @@ import numpy as np
 from numba import njit
 
 from . import context as c
-from . import counts, ivf, jit, rank
-from .inputs import inputs, mark_ring, most_of, unmark_ring
+from . import counts, ivf, jit, others, rank
+from .inputs import inputs, mark_ring, unmark_ring
 
 SILENT, PRIOR, RANK, FULL = range(4)
 _OFTEN = (8, 4, 3, 2, 1)  # times in the ring, by which own items come in
@@ -32,9 +32,18 @@ def _add(T, W, exclude, ids, m, n, limit, stamp):
 
 @njit(**jit)
 def _add_popular(T, S, W, exclude, n, limit, stamp):
-    """Append the recently popular items that are new and allowed; returns the new count."""
-    for p in range(S.top_fast.size):
-        item = S.top_fast[p] - 1
+    """Append the recently popular items that are new and allowed, those of the other partitions first;
+    returns the new count."""
+    if T.others_pop.size > 0:
+        n = _add_top(T, T.others_top_fast, W, exclude, n, limit, stamp)
+    return _add_top(T, S.top_fast, W, exclude, n, limit, stamp)
+
+
+@njit(**jit)
+def _add_top(T, top, W, exclude, n, limit, stamp):
+    """Append those of a popular list that are new and allowed; returns the new count."""
+    for p in range(top.size):
+        item = top[p] - 1
         if item < 0 or n == limit:
             break
         if T.available[item] != 0 and exclude[item] == 0 and W.stamp[item] != stamp:
@@ -65,6 +74,8 @@ def _add_own(T, W, exclude, n_hist, n, limit, stamp):
 def _link(T, S, W, n_hist, t):
     """The counts' scores of what follows the newest items, into W.acc; returns how many are touched."""
     scored = min(n_hist, T.shape[c.SCORED_ITEMS])
+    if T.others_pop.size > 0:
+        return others.accumulate(T, S, W, scored)
     return counts.accumulate(S.ids, S.w, S.pop, S.norm, S.clock, S.tau, W.hist, scored, t, W.acc, W.touched)
 
 
@@ -150,9 +161,9 @@ def _by_popularity(T, S, W, only, given):
         n = _add(T, W, W.exclude, given, given.size, 0, W.cand.size, S.clock[c.STAMP])
     else:
         n = _add_popular(T, S, W, W.exclude, 0, T.shape[c.CANDIDATES], S.clock[c.STAMP])
-    most = most_of(S.fast, S.top_fast)
+    most = others.most_fast(T, S, W)
     for j in range(n):
-        W.cand_s[j] = S.fast[W.cand[j]] / most
+        W.cand_s[j] = others.fast_of(T, S, W, W.cand[j]) / most
     return n
 
 
@@ -164,6 +175,8 @@ def recommend(T, S, W, i, slot, n_hist, t, tier, k, only, given):
     T.shape, S and W as in `context`; t event time, ns; tier PRIOR, RANK or FULL. Changes no state.
     """
     mark_ring(T, S, W, W.exclude, slot, n_hist)
+    if T.others_pop.size > 0:
+        others.factors(T, S, W, t)
     if tier == PRIOR:
         n = _by_popularity(T, S, W, only, given)
     else:

@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 
 from . import context as c
-from . import counts, half, jit, lm, online
+from . import counts, half, jit, lm, online, others
 from .inputs import recent
 from .lm_state import rebuild, state_of
 from .recommend import recommend
@@ -49,6 +49,8 @@ def _count(T, S, W, row, slot):
     S.clock[c.LOGGED] = at + 1
     counts.learn(S.ids, S.w, S.pop, S.fast, S.norm, S.top_pop, S.top_fast, S.clock, S.tau, W.hist, n,
                  row.item, row.event_ts_ns)  # fmt: skip
+    if T.others_pop.size > 0:
+        others.rejoin(S.norm, T.others_pop, S.joint, row.item)
 
 
 @njit(**jit)

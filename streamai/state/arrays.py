@@ -77,6 +77,7 @@ def of_work(
         **probing(len(tables["ivf_reach"]), int(shape[c.PROBED])),
         **asked(batch_max, n if recommends else 0, plan.cells),
         "w": np.zeros(HEAD_INPUTS, "f4"), "b": np.zeros(1, "f4"), "ring_hidden": np.zeros(n, "u1"),
+        "factors": np.zeros(4), "newest_others": np.zeros(NEWEST, "f4"),
         "status": np.zeros(batch_max, "u1"), "features": np.zeros((batch_max, features), "f4"),
         "hidden": np.zeros((batch_max, d), "f4"),
         "items": np.full((batch_max, width if recommends else 0), -1, "i4"),

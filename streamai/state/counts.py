@@ -45,7 +45,7 @@ class CountsState:
     def arrays(self) -> dict[str, np.ndarray]:
         """By the names of context.STATE."""
         names = ("ids", "w", "pop", "fast", "norm", "top_pop", "top_fast", "log", "tau")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | {"joint": self.norm}
 
     def bind(self, clock: np.ndarray) -> None:
         """The engine's clock, which counts the records logged."""
