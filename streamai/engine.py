@@ -184,7 +184,7 @@ class Engine:
 
     def take_others(self, others: merged.Table | None) -> None:
         """Score with what the other partitions counted, from the next event on; None: with the own alone."""
-        self.others = None if others is None else others.of_catalogue(self.catalogue.ids)
+        self.others = None if others is None else others.of_catalogue(self.catalogue.ids, self.counts.n)
         self.table_arrays |= merged.none() if others is None else self.others.arrays()
         joint = self.counts.norm
         if others is not None:

@@ -49,8 +49,8 @@ class Partitioned:
         return scored
 
     def learn_counts(self, on: bool) -> None:
-        """See Engine.learn_counts. Called before every list: merges that are due happen here, so that no list's
-        time has one in it."""
+        """See Engine.learn_counts. Called before every list: merges that are due happen here, outside what is
+        timed."""
         if self.merge_every and self._taken >= self.merge_every:
             self._merge()
         if on != self._learning:

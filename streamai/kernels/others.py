@@ -33,7 +33,7 @@ def factors(T, S, W, t):
     """Decay of both tables' numbers at time t, ns, into W.factors."""
     W.factors[0] = counts.decay(S.clock, S.tau[0], t)
     W.factors[1] = counts.decay(S.clock, S.tau[1], t)
-    gone = np.float64(t - T.others_landmark[0])
+    gone = max(0.0, np.float64(t - T.others_landmark[0]))  # others may be ahead in time
     W.factors[2] = exp_f8(-gone / S.tau[0])
     W.factors[3] = exp_f8(-gone / S.tau[1])
 

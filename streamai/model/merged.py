@@ -60,15 +60,16 @@ class Table:
             "others_fast": self.fast, "others_landmark": np.array([self.as_of_ns], "i8"), **tops,
         }  # fmt: skip
 
-    def of_catalogue(self, ids: list[str]) -> Table:
-        """The same counts with the rows of another catalogue; items that it has not are left out."""
-        if ids == self.ids:
+    def of_catalogue(self, ids: list[str], rows: int) -> Table:
+        """The same counts with the rows of a catalogue, of which there may be more than items; items that it
+        has not are left out."""
+        if ids == self.ids and rows == len(self.pop):
             return self
         to = {name: k for k, name in enumerate(ids)}
         where = np.array([to.get(name, -1) for name in self.ids], np.int64)
         kept = np.flatnonzero(where >= 0)
         place = np.concatenate([[0], where + 1]).astype("i4")  # of row + 1; 0 for what is gone
-        n, width = len(ids), self.neighbours.shape[1]
+        n, width = rows, self.neighbours.shape[1]
         neighbours, w = np.zeros((n, width), "i4"), np.zeros((n, width), "f4")
         named = place[self.neighbours[kept]]
         front = np.argsort(named == 0, axis=1, kind="stable")  # packed again, in order
@@ -126,12 +127,14 @@ def read(path: str | Path) -> Table:
 
 
 def snapshot(ids: list[str], state: dict, landmark: int, tau: np.ndarray, as_of_ns: int) -> Table:
-    """A partition's own counts as of a time; state: arrays of kernels.context.STATE, copied."""
+    """A partition's own counts of the items `ids` as of a time; state: arrays of kernels.context.STATE."""
     gone = -float(as_of_ns - landmark) if landmark else 0.0
     slow, fast = (np.float32(np.exp(gone / t)) for t in tau[:2])
+    n = len(ids)
     return Table(
-        list(ids), state["ids"].copy(), state["w"] * slow, state["pop"] * slow, state["fast"] * fast, as_of_ns
-    )
+        list(ids), state["ids"][:n].copy(), state["w"][:n] * slow, state["pop"][:n] * slow,
+        state["fast"][:n] * fast, as_of_ns,
+    )  # fmt: skip
 
 
 def merge(tables: Sequence[Table], tau: np.ndarray) -> Table:
