@@ -69,6 +69,7 @@ class Engine:
         self.counts = CountsState(flow.counts, self.catalogue)
         self.since = 0
         self.others: merged.Table | None = None
+        self.others_digest: str | None = None
         self._bundle()
         self.restore()
 
@@ -184,6 +185,7 @@ class Engine:
 
     def take_others(self, others: merged.Table | None) -> None:
         """Score with what the other partitions counted, from the next event on; None: with the own alone."""
+        self.others_digest = None if others is None else others.digest
         self.others = None if others is None else others.of_catalogue(self.catalogue.ids, self.counts.n)
         self.table_arrays |= merged.none() if others is None else self.others.arrays()
         joint = self.counts.norm
@@ -192,6 +194,19 @@ class Engine:
             others_kernel.rejoin_all(self.counts.norm, self.others.pop, joint)
         self.state_arrays["joint"] = joint
         self.tables, self.state = c.tables(self.table_arrays), c.state(self.state_arrays)
+
+    def serve_with(self, others: merged.Table | None) -> None:
+        """`take_others`, and the store says so, if it said otherwise. What was scored before is in it."""
+        if self.others_digest is not None or others is not None:
+            self.take_others(others)
+        meta = self.store.meta()
+        here = {"model": self.model_digest, "tables": self.others_digest}
+        stored = None if meta is None else {name: meta.get(name) for name in here}
+        if stored == here:
+            self.since = int(meta.get("since", 0))
+        elif self.flow.model is not None or self.flow.merge:
+            self.since = self.position
+            self.checkpoint()
 
     # -- checkpoints
 
@@ -231,7 +246,7 @@ class Engine:
             return
         _check_meta(meta, self._meta(), self.store.where)
         self.position = self.since = int(meta["fence"])
-        if meta["model"] == self.model_digest:
+        if meta["model"] == self.model_digest and meta.get("tables") == self.others_digest:
             self.since = int(meta.get("since", 0))
         self.clock[c.WATERMARK] = meta["watermark"]
         self.clock[c.LATE_TOTAL] = meta["late_total"]
@@ -255,6 +270,7 @@ class Engine:
             "item_cells": state_arrays.item_cells(self.item_plan),
             "layout": {k: v for k, v in asdict(self.layout).items() if k not in tables.OF_MODEL},
             "model": self.model_digest, "since": self.since, "catalogue": self.catalogue_digest,
+            "tables": self.others_digest,
             "watermark": int(clock[c.WATERMARK]), "late_total": int(clock[c.LATE_TOTAL]),
             **self.counts.meta(clock),
         }  # fmt: skip
@@ -309,16 +325,17 @@ def open_engine(
     return Engine(flow, partition, Store(Path(folder) / flow.name / str(partition), wait_s), **options)
 
 
-def reopen_with(flow: Flow, partition: int, store: MemoryStore, **options) -> Engine:
-    """An engine on the store's checkpoint that serves with the flow's model from the fence on.
+def reopen_with(
+    flow: Flow, partition: int, store: MemoryStore, others: merged.Table | None = None, **options
+) -> Engine:
+    """An engine on the store's checkpoint that serves with the flow's model, and these counts of other
+    partitions, from the fence on.
 
-    Where that is another model than the checkpoint's, the store says so before anything is served: whoever
-    opens it after a crash finds the model that the outputs from the fence on were made with.
+    Where those are others than the checkpoint's, the store says so before anything is served: whoever opens
+    it after a crash finds what the outputs from the fence on were made with.
     """
     engine = Engine(flow, partition, store, **options)
-    meta = store.meta()
-    if flow.model is not None and (meta is None or meta["model"] != engine.model_digest):
-        engine.checkpoint()
+    engine.serve_with(others)
     return engine
 
 

@@ -86,6 +86,7 @@ class Flow:
     scan_max          a catalogue of more items is searched by an index (`streamai index`), not scanned whole
     exclude_seen      leave out items still in the key's event ring
     online            the ranking head goes on learning from the stream: Online(...); None: it does not
+    merge             how often a partition takes in what the others count ("5m"); "": it knows its own alone
     """
 
     name: str
@@ -113,6 +114,7 @@ class Flow:
     horizons: tuple[str, ...] = HORIZONS
     counts: Counts = field(default_factory=Counts)
     online: Online | None = None
+    merge: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "views", tuple(self.views))
@@ -150,6 +152,11 @@ class Flow:
             raise DeclarationError(
                 f"flow {self.name!r}: k_max={self.k_max}; give top_k={self.top_k} to candidates="
                 f"{self.candidates}, or 0"
+            )
+        if self.merge and (self.catalogue is None or duration_ns(self.merge) < 1):
+            raise DeclarationError(
+                f"flow {self.name!r}: merge={self.merge!r}; write a length of time such as '5m', of a flow "
+                "with a catalogue (only what follows which item is merged)"
             )
         if not self.output:
             object.__setattr__(self, "output", self._default_output())
@@ -194,7 +201,7 @@ class Flow:
         }
         if self.output != "features":
             out["result"] = self.output
-        if self.model is not None:
+        if self.model is not None or self.merge:
             out["versions"] = f"{self.name}.versions"
         return out
 

@@ -70,6 +70,8 @@ class State:
     """Rows in memory and their checkpoints on disk."""
 
     folder: str = _setting(".streamai/state", "where the stores lie")
+    shared: str = _setting("", "where workers exchange what they count (Flow.merge); empty = in `folder`")
+    tables_hours: float = _setting(2.0, "how long merged tables are kept for replays", low=0.1, high=10_000.0)
     rows_max: int = _setting(65_536, "rows in memory a partition", low=8, high=100_000_000)
     checkpoint_ms: int = _setting(50, "a checkpoint this often, if writing is cheap", low=1, high=3_600_000)
     checkpoint_events: int = _setting(65_536, "and after so many events at most", low=1, high=100_000_000)

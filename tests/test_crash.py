@@ -21,11 +21,12 @@ from streamai.engine import Engine, reopen_with
 from streamai.flow import Counts, Flow
 from streamai.kernels import context as c
 from streamai.live.batch import Batch, Pace
-from streamai.live.pump import Pump
+from streamai.live.changing import ChangingPump
 from streamai.live.stats import Stats
 from streamai.model import weights
 from streamai.replay.record import Records
 from streamai.replay.run import Replay
+from streamai.replay.versions import Served
 from streamai.state.store import MemoryStore, Store
 from streamai.wire import version
 from streamai.wire.codec import Codec
@@ -113,7 +114,7 @@ class Worker:
         self.store, self.rows = Store(folder), rng.choice([2, 3, 8, 4096])
         self.batch = batch = rng.choice([1, 3, 64, 256])
         pace = Pace(rng.choice([1, NEVER]), rng.choice([1, 5, 50]), budget_ns=NEVER, batch_max=batch)
-        self.pump = Pump(
+        self.pump = ChangingPump(
             flow, 0, self.opener(flow), lambda engine: Codec(flow, engine),
             sink, self.clock, Stats("crash"), lambda offset: None, Cost(1000, dict.fromkeys(Tier, 1000)),
             pace,
@@ -219,7 +220,7 @@ def test_models_that_change_while_it_is_killed_are_replayed_where_they_changed(s
         if topic.endswith(".versions"):
             at[version.decode(value).offset] = version.decode(value).model
     by = {weights.read(m).digest: flow.but(model=m) for m in models}
-    run = Replay(flow, versions={0: [(o, by[at[o]]) for o in sorted(at)]})
+    run = Replay(flow, versions={0: [Served(o, by[at[o]]) for o in sorted(at)]})
     expected = {}
     for step in run.feed(Records(0, values, np.arange(N), np.zeros(N, "i8"))):
         for topic, (lines, _) in run.partition(0).codec.encode(step.scored).items():

@@ -121,7 +121,7 @@ def write_topic(path, values, topic):
 
 
 def test_a_replay_changes_where_live_did(tmp_path, models):
-    kept = Kept(tmp_path / "kept")
+    kept = Kept(tmp_path / "state/models")
     for model in models:
         kept.keep(model)
     source = tmp_path / "clicks.parquet"
@@ -130,8 +130,8 @@ def test_a_replay_changes_where_live_did(tmp_path, models):
     at = [(0, 2), (0, 0), (250, 1), (251, 1), (777, 2)]  # of one offset the last counts
     values = [version.encode(flow, 0, o, digest(models[k])) for o, k in at]
     write_topic(tmp_path / "versions.parquet", values, "f.versions")
-    versions = read_versions(flow, tmp_path / "versions.parquet", tmp_path / "kept")
-    assert [o for o, _ in versions[0]] == [0, 250, 251, 777]
+    versions = read_versions(flow, tmp_path / "versions.parquet", tmp_path / "state")
+    assert [v.offset for v in versions[0]] == [0, 250, 251, 777]
 
     def run(name, **options):
         replay(options.pop("flow", flow), source, tmp_path / name, **options)
@@ -144,12 +144,12 @@ def test_a_replay_changes_where_live_did(tmp_path, models):
     assert mixed == alone[0][:250] + alone[1][250:777] + alone[2][777:]
     assert mixed == run("one.parquet", versions=versions, batch=1)
     with pytest.raises(InputError, match="of flow 'f', not of 'g'"):
-        read_versions(flow.but(name="g"), tmp_path / "versions.parquet", tmp_path / "kept")
+        read_versions(flow.but(name="g"), tmp_path / "versions.parquet", tmp_path / "state")
     with pytest.raises(ModelError, match="no model"):
         read_versions(flow, tmp_path / "versions.parquet", tmp_path)
     write_topic(tmp_path / "odd.parquet", [b"{}"], "f.versions")
     with pytest.raises(InputError, match="not a version"):
-        read_versions(flow, tmp_path / "odd.parquet", tmp_path / "kept")
+        read_versions(flow, tmp_path / "odd.parquet", tmp_path / "state")
 
 
 def test_a_worker_takes_up_models_and_a_replay_gives_what_it_served(tmp_path):
@@ -195,20 +195,23 @@ def _serve_three(stage, made, place) -> None:
     assert worker.terminate() == 0, stage.log()
 
 
-def _replay_all(stage, made) -> None:
+def _replay_all(stage, made) -> set:
+    """Parity of what was served; the tables it was served with."""
     out, versions = f"{stage.name}-recommendations", f"{stage.name}.versions"
     for topic in (stage.source, out, versions):
         command(stage, "record", topic, f"{topic}.parquet", "--json")
     command(
         stage, "replay", stage.name, "--events", f"{stage.source}.parquet", "--tiers", "recorded",
-        "--recorded", f"{out}.parquet", "--versions", f"{versions}.parquet", "--models", "state/models",
+        "--recorded", f"{out}.parquet", "--versions", f"{versions}.parquet", "--served",
+        "state",
         "--out", "again.parquet", "--json",
     )  # fmt: skip
     parity = command(stage, "parity", f"{out}.parquet", "again.parquet", "--json")
-    assert parity["identical"] and parity["compared"] == 8000
+    assert parity["identical"] and parity["compared"] == sum(map(len, stage.sent.values()))
     served = pl.read_parquet(stage.folder / "again.parquet").filter(pl.col("topic") == out)
     by = served["value"].cast(pl.String).str.json_path_match("$.model").value_counts()
     assert set(by.to_series()) == {digest(m) for m in made}
+    return set(served["value"].cast(pl.String).str.json_path_match("$.tables"))
 
 
 def test_versions_name_their_partition():
@@ -264,3 +267,29 @@ def _check_shadow(stage, made) -> None:
         seen.add(model)
         assert value == by[model][name]
     assert seen == set(by)
+
+
+def test_partitions_take_in_what_the_others_count_and_a_replay_does_too(tmp_path):
+    """Four partitions, killed once; outputs name the table, a replay gives their bytes."""
+    model = random_model(tmp_path / "m.weights", 0, 16, IDS)
+    with bootstrap() as address:
+        stage = Stage(address, tmp_path, catalogue=True, model=model, merge="2s")
+        try:
+            measure_cost(stage.flow())
+            stage.produce(2000)
+            worker = stage.start()
+            worker.wait_for("stats", lambda s: len(s["tables"]) == 4)
+            stage.produce(2000)
+            worker.wait_for("stats", lambda s: s["events"]["scored"] == 4000)
+            worker.kill()
+            worker = stage.start()
+            before = worker.wait_for("stats", lambda s: len(s["tables"]) == 4)["tables"]
+            stage.produce(1000)
+            worker.wait_for("stats", lambda s: all(s["tables"][p] != before[p] for p in before))
+            stage.produce(1000)
+            stage.read(f"{stage.name}-recommendations", 6000)
+            assert worker.terminate() == 0, stage.log()
+            tables = _replay_all(stage, [model])
+            assert len(tables) > 8 and None in tables
+        finally:
+            stage.stop()

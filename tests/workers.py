@@ -76,6 +76,7 @@ class Stage:
         scorer: bool = False,
         catalogue: bool = False,
         model: pathlib.Path | None = None,
+        merge: str = "",
         **env: str,
     ) -> None:
         """scorer: the flow has a catalogue and a scorer of the user's own, tests.made.eagerness;
@@ -89,7 +90,7 @@ class Stage:
             lines = [f"i{i},{'ab'[i % 2]}" for i in range(50)]
             self.items.write_text("\n".join(["id,category", *lines]))
             more = f', catalogue="{self.items}", output="{self.name}-recommendations"'
-            more += f', model="{model}"' if model else ""
+            more += f', model="{model}", merge="{merge}"' if model else ""
         self.model = model
         module = MODULE.format(name=self.name, source=self.source, more=more)
         (folder / f"{self.name}.py").write_text(module)

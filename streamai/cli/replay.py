@@ -22,8 +22,8 @@ def add(subparsers) -> None:
     p.add_argument("--out", help="parquet file to write")
     p.add_argument("--tiers", default="full", choices=("full", "rank", "prior", "silent", "recorded"))
     p.add_argument("--recorded", help="recorded output topic, for --tiers recorded")
-    p.add_argument("--versions", help="recorded versions topic: every event by the model that served it")
-    p.add_argument("--models", help="folder of the models that --versions names: a worker's state/models")
+    p.add_argument("--versions", help="recorded versions topic: every event by what served it")
+    p.add_argument("--served", help="a worker's state folder, with the models and tables that it served with")
     p.add_argument("--batch", type=whole(1), default=256, help="most events of one step (256)")
     p.add_argument("--partitions", type=whole(1), default=1, help="split a file of events by key (1)")
     p.add_argument("--state", help="folder that keeps the state; a second replay goes on from it")
@@ -43,12 +43,12 @@ def run(args) -> int:
 
     if (args.tiers == "recorded") != bool(args.recorded):
         raise DeclarationError("--tiers recorded and --recorded FILE go together")
-    if bool(args.versions) != bool(args.models):
-        raise DeclarationError("--versions FILE and --models FOLDER go together")
+    if bool(args.versions) != bool(args.served):
+        raise DeclarationError("--versions FILE and --served FOLDER go together")
     mapping = mapping_of(args)
     tier = Tier.FULL if args.tiers == "recorded" else Tier[args.tiers.upper()]
     flow = flow_of(args, mapping)
-    versions = read_versions(flow, args.versions, args.models) if args.versions else None
+    versions = read_versions(flow, args.versions, args.served) if args.versions else None
     latest = deque(maxlen=args.show)
     main = flow.output if "result" in flow.topics else "features"
     result = replay(

@@ -79,8 +79,7 @@ def evaluate(
     beside     other models' outputs
     more       further model files of the flow (other seeds): mean and spread over all of them are reported
     budget_ms  a list that took longer is a miss (the flow's budget)
-    split      (partitions that the keys are spread over, events between two merges of what they count; 0 =
-               each partition counts for itself)
+    split      (partitions that the keys are spread over, events between two merges of counts; 0 = none)
     """
     engine = open_for(flow, split)
     catalogue = engine.catalogue

@@ -10,14 +10,17 @@ from pathlib import Path
 
 from streamai.deadline import Cost
 from streamai.engine import NO_DIGEST, Engine, reopen_with
+from streamai.errors import ModelError, StateError
 from streamai.flow import Flow
 from streamai.live.batch import Batch, Pace
+from streamai.live.changing import ChangingPump
 from streamai.live.cost import measure_cost
+from streamai.live.merging import Merging
 from streamai.live.models import Watched, as_fast
-from streamai.live.pump import Pump
 from streamai.live.shadow import Shadow, shadow_flow
 from streamai.live.sink import Sink
 from streamai.live.stats import Stats
+from streamai.model import merged
 from streamai.model.kept import Kept
 from streamai.settings import Settings
 from streamai.state.store import Store
@@ -37,10 +40,11 @@ class Partitions:
 
     def __init__(self, flow: Flow, settings: Settings, stats: Stats, clock) -> None:
         self.flow, self.settings, self.stats, self.clock = flow, settings, stats, clock
-        self.pumps: dict[int, Pump] = {}
+        self.pumps: dict[int, ChangingPump] = {}
         self.cost: Cost | None = None
         self.watched: Watched | None = None
         self.shadow: Watched | None = None
+        self.merging = Merging(flow, settings.state) if flow.merge else None
         self._due: dict[int, int] = {}  # by partition: no other model below this offset
         state, engine = settings.state, settings.engine
         self.pace = Pace(
@@ -79,7 +83,7 @@ class Partitions:
         rewind: Callable[[int], None],
         silent_until: int = 0,
         end: int = 0,
-    ) -> Pump:
+    ) -> ChangingPump:
         """Open the partition's store and engine, off the event loop. StateError when it stays locked.
 
         end: where the partition's topic ends now
@@ -91,11 +95,11 @@ class Partitions:
 
     def _open(
         self, partition: int, sink: Sink, rewind: Callable[[int], None], silent_until: int, end: int
-    ) -> Pump:
+    ) -> ChangingPump:
         store = Store(self.folder(partition), wait_s=LOCK_WAIT_S)
         try:
             flow = self._served_before(store, partition, end)
-            return Pump(
+            return ChangingPump(
                 self.flow, partition, self._opener(flow, partition, store),
                 lambda engine: Codec(self.flow, engine), sink, self.clock, self.stats, rewind, self.cost,
                 self.pace, silent_until,
@@ -109,16 +113,17 @@ class Partitions:
 
         def open_engine() -> Engine:
             return reopen_with(
-                flow, partition, store, rows_max=state.rows_max, batch_max=engine.batch_max
-            )
+                flow, partition, store, self._others(store, partition), rows_max=state.rows_max,
+                batch_max=engine.batch_max,
+            )  # fmt: skip
 
         return open_engine
 
-    def _shadow_of(self, pump: Pump) -> Shadow:
+    def _shadow_of(self, pump: ChangingPump) -> Shadow:
         settings = self.settings
         return Shadow(
             self.shadow.flow, pump.partition, pump.engine.store, self.folder(pump.partition, "shadow"),
-            rows_max=settings.state.rows_max, batch_max=settings.engine.batch_max,
+            pump.engine.others, rows_max=settings.state.rows_max, batch_max=settings.engine.batch_max,
         )  # fmt: skip
 
     @property
@@ -126,6 +131,33 @@ class Partitions:
         """Every topic that outputs go to."""
         own = set(self.flow.topics.values())
         return own if self.shadow is None else own | {self.shadow.flow.topics["result"]}
+
+    def _others(self, store: Store, partition: int) -> merged.Table | None:
+        """The other partitions' counts that the store's checkpoint was served with."""
+        meta = store.meta()
+        digest = None if meta is None or self.merging is None else meta.get("tables")
+        if digest is None:
+            return None
+        try:
+            return merged.read(self.merging.tables / f"{digest}.counts")
+        except ModelError as error:
+            log.warning("partition %d: goes on with its own counts alone: %s", partition, error)
+            return None
+
+    async def merge(self) -> None:
+        """Exchange counts with the other partitions, where it is a partition's turn."""
+        for partition, pump in list(self.pumps.items()):
+            now = self.clock.monotonic_ns()
+            if self.merging is None or pump.closing or not self.merging.due(partition, now):
+                continue
+            own, tau = pump.engine.snapshot(), pump.engine.counts.tau
+            try:
+                table = await asyncio.to_thread(self.merging.exchange, partition, own, tau)
+            except StateError as error:
+                log.error("%s", error)
+                continue
+            if table is not None and pump.engine.position >= self._due[partition]:
+                await pump.take_tables(table)
 
     def _served_before(self, store: Store, partition: int, end: int) -> Flow:
         """The flow with the model of the store's checkpoint: events up to `end` may have been served by it,

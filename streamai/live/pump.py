@@ -9,7 +9,6 @@ The fence in the store is the truth. What is lost by a crash is read again from 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 from collections import deque
@@ -23,11 +22,9 @@ from streamai.errors import StateError, StepError
 from streamai.flow import CATCH_UP, Flow
 from streamai.live.batch import Batch, Pace
 from streamai.live.poison import Poison
-from streamai.live.shadow import Shadow
 from streamai.live.sink import Outbox, Sink
 from streamai.live.stats import Stats
 from streamai.scored import LATE
-from streamai.wire import version
 
 log = logging.getLogger("streamai.live")
 
@@ -70,7 +67,6 @@ class Pump:
         self.whole = True  # False while taking; stays False after an exception there: nothing may be written
         self._busy = asyncio.Lock()
         self._poison = Poison()
-        self.shadow: Shadow | None = None
         self._open(self._open_engine())
 
     def _open(self, engine) -> None:
@@ -87,38 +83,6 @@ class Pump:
         self._barrier_ns -= self.partition % TURNS * self.pace.checkpoint_ns // TURNS
         self._since_barrier = self._write_ns = 0
         self._note()
-        if "versions" in self.flow.topics:
-            value = version.encode(self.flow, self.partition, engine.since, engine.model_digest)
-            self._put(self.flow.topics["versions"], [value], [None], [])
-
-    async def take_up(self, open_engine: Callable) -> None:
-        """Go on with what `open_engine` opens, such as another model, from the next event on.
-
-        Between two batches: what was scored before is acknowledged and in the store first, so that no event
-        is ever served again by the model before.
-        """
-        async with self._between_batches() as ready:
-            if not ready:
-                return
-            began = self.clock.monotonic_ns()
-            engine = await asyncio.to_thread(open_engine)  # heartbeats and other partitions go on
-            self._open_engine = open_engine
-            self._open(engine)
-            await self._publish()
-            self.stats.stages["take_up"].add(self.clock.monotonic_ns() - began)
-            log.info("partition %d: %s from %d on", self.partition, engine.model_digest, engine.position)
-
-    @contextlib.asynccontextmanager
-    async def _between_batches(self):
-        """What was scored is acknowledged and in the store; False where it is closing or broken."""
-        async with self._busy:
-            ready = not self.closing and self.whole
-            if ready:
-                await self._write_now()
-                while self._sent:  # records without an event, such as the version before
-                    await asyncio.wait([self._sent[0][1]])
-                    self._settle()
-            yield ready
 
     # --- taking a batch
 
@@ -157,37 +121,10 @@ class Pump:
             self.engine.position = self._next_offset  # past dead letters at the end of the batch
         await self._publish()
         self._keep()
-        if self.shadow is not None:
-            await self._shadow(batch, events)
+        await self._taken(batch, events)
 
-    async def _shadow(self, batch: Batch, events) -> None:
-        """What was served through the second model."""
-        due = Deadline.after(batch.receive_ts_ns, self.pace.budget_ns)
-        behind = self.stats.end.get(self.partition, 0) > self.engine.position
-        began = self._yield_ns = self.clock.monotonic_ns()
-        cuts = self.shadow.take(events, self._poison.stacks, due, self.cost, behind, self.clock)
-        for offsets, outputs in cuts:
-            where = np.searchsorted(batch.offsets, offsets)
-            for topic, (values, which) in outputs.items():
-                if values:
-                    self._put(topic, values, [batch.keys[j] for j in where[which].tolist()], [])
-            now = self.clock.monotonic_ns()
-            if now - self._yield_ns > self.pace.publish_ns:
-                self._yield_ns = now
-                await self._publish()
-                await asyncio.sleep(0)
-        self.stats.stages["shadow"].add(self.clock.monotonic_ns() - began)
-        await self._publish()
-
-    async def begin_shadow(self, open_shadow: Callable[[], Shadow]) -> None:
-        """Go on with a second model, from the next event on, beside what serves."""
-        async with self._between_batches() as ready:
-            if not ready:
-                return
-            if self.shadow is not None:
-                self.shadow.close()
-            self.shadow = await asyncio.to_thread(open_shadow)
-            self.stats.shadow[self.partition] = self.shadow.digest
+    async def _taken(self, batch: Batch, events) -> None:
+        """For those who do more with a batch whose outputs are published."""
 
     async def _step_all(self, batch: Batch, events) -> None:
         due = Deadline.after(batch.receive_ts_ns, self.pace.budget_ns)
@@ -367,10 +304,12 @@ class Pump:
                     self.partition, self.fence, self.engine.position, error,
                 )  # fmt: skip
             finally:
-                if self.shadow is not None:
-                    self.shadow.close()
+                self._closed()
                 self.engine.store.close()
                 self.stats.forget(self.partition)
+
+    def _closed(self) -> None:
+        """For those who keep more."""
 
     def _note(self) -> None:
         self.stats.position[self.partition] = self.engine.position

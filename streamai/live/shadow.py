@@ -19,6 +19,7 @@ from streamai.deadline import Cost, Deadline, Tier, cut
 from streamai.engine import Engine
 from streamai.events import Events
 from streamai.flow import Flow
+from streamai.model import merged
 from streamai.state.store import Store
 from streamai.wire.codec import Codec
 from streamai.wire.output import Values
@@ -36,11 +37,15 @@ def shadow_flow(flow: Flow) -> Flow:
 class Shadow:
     """The shadow of one partition. `flow` has the second model; see `shadow_flow`."""
 
-    def __init__(self, flow: Flow, partition: int, store: Store, folder: Path, **options) -> None:
+    def __init__(
+        self, flow: Flow, partition: int, store: Store, folder: Path, others: merged.Table | None, **options
+    ) -> None:
         self.folder = folder
         shutil.rmtree(folder, ignore_errors=True)
         store.copy(folder)
         self.engine = Engine(flow, partition, Store(folder), **options)
+        if others is not None:
+            self.engine.take_others(others)
         self.codec = Codec(flow, self.engine)
         self.digest = self.engine.model_digest
         self.failed = False
@@ -77,6 +82,11 @@ class Shadow:
         except Exception:
             self.failed = True
             log.exception("the shadow of %s failed and is off until its file changes", self.engine.flow.name)
+
+    def take_tables(self, table: merged.Table) -> None:
+        """Score with what other partitions count, as what serves does."""
+        self.engine.take_others(table)
+        self.codec = Codec(self.engine.flow, self.engine)
 
     def close(self) -> None:
         """Its state is given up: the next one begins with the flow's again."""

@@ -157,6 +157,7 @@ class Source(Service, ConsumerRebalanceListener):
             await self.partitions.turn()
             if self.clock.monotonic_ns() - looked_ns >= LOOK_S * 1e9:
                 await self.partitions.look()
+                await self.partitions.merge()
                 looked_ns = self.clock.monotonic_ns()
 
     async def _commit(self, offsets: dict[int, int]) -> None:

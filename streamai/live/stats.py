@@ -99,6 +99,7 @@ class Stats:
         self.fence: dict[int, int] = {}  # by partition: first offset not in the store
         self.state_bytes: dict[int, int] = {}
         self.model: dict[int, str] = {}  # by partition: digest of the one that serves
+        self.tables: dict[int, str] = {}  # by partition: digest of the other partitions' counts
         self.shadow: dict[int, str] = {}  # by partition: digest of the one beside it
         self.model_error = ""  # of the last look at the weights file
         self.latest: dict[str, bytes] = {}  # by topic: the last value published, for a view
@@ -113,7 +114,9 @@ class Stats:
 
     def forget(self, partition: int) -> None:
         """The partition has moved to another worker."""
-        for gauge in (self.position, self.end, self.fence, self.state_bytes, self.model, self.shadow):
+        for gauge in (
+            self.position, self.end, self.fence, self.state_bytes, self.model, self.shadow, self.tables
+        ):  # fmt: skip
             gauge.pop(partition, None)
 
     def lag(self) -> dict[int, int]:
@@ -136,6 +139,7 @@ class Stats:
             "state_bytes": dict(self.state_bytes),
             "model": dict(self.model),
             "shadow": dict(self.shadow),
+            "tables": dict(self.tables),
             "model_error": self.model_error,
             "stages": {name: h.as_dict() for name, h in self.stages.items()},
             "latest": {t: v.decode(errors="replace") for t, v in self.latest.items()},

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ class Table:
     fast: np.ndarray
     as_of_ns: int
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """16 hex digits of all that is in it."""
         hashed = hashlib.blake2b(f"{self.as_of_ns} {json.dumps(self.ids)}".encode(), digest_size=8)
@@ -63,8 +64,11 @@ class Table:
     def of_catalogue(self, ids: list[str], rows: int) -> Table:
         """The same counts with the rows of a catalogue, of which there may be more than items; items that it
         has not are left out."""
-        if ids == self.ids and rows == len(self.pop):
-            return self
+        if ids == self.ids:
+            more = rows - len(self.pop)
+            arrays = {n: getattr(self, n) for n in _NAMES}
+            padded = {n: np.pad(a, [(0, more)] + [(0, 0)] * (a.ndim - 1)) for n, a in arrays.items()}
+            return self if not more else Table(self.ids, as_of_ns=self.as_of_ns, **padded)
         to = {name: k for k, name in enumerate(ids)}
         where = np.array([to.get(name, -1) for name in self.ids], np.int64)
         kept = np.flatnonzero(where >= 0)

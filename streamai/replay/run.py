@@ -23,6 +23,7 @@ from streamai.replay.produce import Rows, read_rows
 from streamai.replay.progress import Progress
 from streamai.replay.read import count_rows, is_recorded
 from streamai.replay.record import OUTPUT, Records, TableWriter, read_records
+from streamai.replay.versions import Served
 from streamai.scored import LATE, Scored
 from streamai.wire.codec import Codec
 from streamai.wire.output import parse_id, tier_of
@@ -49,7 +50,7 @@ class Partition:
 
     batch     most events of a step
     folder    where state is kept between runs; None = in memory
-    versions  [(offset, flow)] in order: which flow serves from which offset on; none = `flow` throughout
+    versions  what serves from which offset on, in order; none = `flow` throughout
     """
 
     def __init__(
@@ -58,12 +59,12 @@ class Partition:
         partition: int,
         batch: int,
         folder: str | pathlib.Path | None,
-        versions: Sequence[tuple[int, Flow]] = (),
+        versions: Sequence[Served] = (),
     ) -> None:
         self.flow, self.partition, self.batch = flow, partition, batch
         self.kept, self.versions = folder is not None, list(versions)
         if self.versions:
-            self.flow = self.versions[0][1]
+            self.flow = self.versions[0].flow
         self.engine = open_engine(self.flow, folder, partition, batch_max=batch)
         self.codec = Codec(self.flow, self.engine)
         self.turn()
@@ -71,15 +72,20 @@ class Partition:
     def turn(self) -> int:
         """Go on with the version that is due; returns the offset of the next one."""
         due = None
-        while self.versions and self.versions[0][0] <= self.engine.position:
-            due = self.versions.pop(0)[1]
-        if due is not None and due is not self.flow:
+        while self.versions and self.versions[0].offset <= self.engine.position:
+            due = self.versions.pop(0)
+        if due is not None and due.flow is not self.flow:
             if self.engine.position:
                 self.engine.checkpoint()
-            self.flow = due
-            self.engine = reopen_with(due, self.partition, self.engine.store, batch_max=self.batch)
-            self.codec = Codec(due, self.engine)
-        return self.versions[0][0] if self.versions else 1 << 62
+            self.flow = due.flow
+            self.engine = reopen_with(
+                due.flow, self.partition, self.engine.store, due.others(), batch_max=self.batch
+            )
+            self.codec = Codec(due.flow, self.engine)
+        elif due is not None and due.tables != self.engine.others_digest:
+            self.engine.serve_with(due.others())
+            self.codec = Codec(self.flow, self.engine)
+        return self.versions[0].offset if self.versions else 1 << 62
 
     def decode(self, records: Records) -> Events:
         """The records from the engine's position on, as Events with their dead letters."""
@@ -114,7 +120,7 @@ class Replay:
     """A flow's engines over history, one a partition; opened as partitions are met.
 
     tiers     one Tier, or {partition: u1[...] by offset} (see recorded_tiers): beyond its end SILENT
-    versions  {partition: [(offset, flow)]}, see replay.versions
+    versions  by partition, see replay.versions
     """
 
     def __init__(
@@ -123,7 +129,7 @@ class Replay:
         tiers: Tier | dict[int, np.ndarray] = Tier.FULL,
         batch: int = 256,
         folder: str | pathlib.Path | None = None,
-        versions: dict[int, list[tuple[int, Flow]]] | None = None,
+        versions: dict[int, list[Served]] | None = None,
     ) -> None:
         self.flow, self.tiers, self.batch, self.folder = flow, tiers, batch, folder
         self.versions = versions or {}
@@ -184,7 +190,7 @@ def replay(
     sort: bool = False,
     folder: str | pathlib.Path | None = None,
     watch: Callable[[str, list[bytes]], None] | None = None,
-    versions: dict[int, list[tuple[int, Flow]]] | None = None,
+    versions: dict[int, list[Served]] | None = None,
 ) -> dict:
     """Run a flow over a file of events or a recorded topic and write its outputs (record.OUTPUT) to `out`.
 
@@ -193,7 +199,7 @@ def replay(
     partitions  of a file of events, by key; a recorded topic has its own
     folder      keep the state there, and go on from what is there
     watch       called with (output, values) of every step
-    versions    which model served from which offset on, see replay.versions
+    versions    what served from which offset on, see replay.versions
 
     Returns counts: events, scored, late, dead, silent, outputs by topic, causes of dead letters, seconds.
     Memory does not grow with the events (keys, and one byte an event with `recorded`, apart).

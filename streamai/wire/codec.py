@@ -29,6 +29,7 @@ class Codec:
             catalogue_digest=None if engine.catalogue is None else engine.catalogue_digest,
             horizons=flow.horizons,
             schema=flow.schema,
+            tables=engine.others_digest,
         )
         self._encode = {}  # topic -> method
         if "result" in flow.topics:

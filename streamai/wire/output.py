@@ -57,6 +57,7 @@ class Encoder:
     plan, model, catalogue_digest  digests for the outputs; None where there is none
     catalogue          for the ids of recommended items
     horizons           H names of the signal's horizons; scores are (p_down, p_flat, p_up) for each
+    tables             digest of the other partitions' counts; None = not named in the outputs
     schema             of the source: its `crossed` columns (bid, ask) make the mid; null without
 
     A method returns (values, indices i8[m]): value j belongs to event indices[j].
@@ -72,10 +73,12 @@ class Encoder:
         catalogue_digest: str | None = None,
         horizons: tuple[str, ...] = (),
         schema: Schema = MARKET,
+        tables: str | None = None,
     ) -> None:
         self.topic = topic
         self.feature_names = tuple(feature_names)
         self.plan, self.model, self.catalogue_digest = plan, model, catalogue_digest
+        self.tables = tables
         self.catalogue = catalogue if catalogue is not None else Catalogue.of_ids([])
         self.horizons = tuple(horizons)
         self.mid = tuple(schema.column(name) for name in schema.crossed) if schema.crossed else None
@@ -130,7 +133,8 @@ class Encoder:
 
     def _recommendations_text(self) -> list[str]:
         digests = f',"model":{_json(self.model)},"plan":{_json(self.plan)}'
-        digests += f',"catalogue":{_json(self.catalogue_digest)}}}'
+        tables = f',"tables":{_json(self.tables)}' if self.tables else ""
+        digests += f',"catalogue":{_json(self.catalogue_digest)}{tables}}}'
         return [',"items":[', '],"scores":[', *(f'],"tier":"{TIER_NAMES[t]}"{digests}' for t in Tier)]
 
     def _signals_text(self) -> list[str]:
