@@ -185,13 +185,13 @@ class Engine:
 
     def take_others(self, others: merged.Table | None) -> None:
         """Score with what the other partitions counted, from the next event on; None: with the own alone."""
-        self.others_digest = None if others is None else others.digest
-        self.others = None if others is None else others.of_catalogue(self.catalogue.ids, self.counts.n)
-        self.table_arrays |= merged.none() if others is None else self.others.arrays()
-        joint = self.counts.norm
+        self.others, self.others_digest = others, None if others is None else others.digest
+        joint, arrays = self.counts.norm, merged.none()
         if others is not None:
-            joint = np.zeros_like(joint)
-            others_kernel.rejoin_all(self.counts.norm, self.others.pop, joint)
+            here = others.of_catalogue(self.catalogue.ids, self.counts.n)
+            arrays, joint = here.arrays(), np.zeros_like(joint)
+            others_kernel.rejoin_all(self.counts.norm, here.pop, joint)
+        self.table_arrays |= arrays
         self.state_arrays["joint"] = joint
         self.tables, self.state = c.tables(self.table_arrays), c.state(self.state_arrays)
 

@@ -18,6 +18,9 @@ from streamai.kernels.counts import WINDOW
 HORIZONS = ("100ms", "1s", "5s", "10ev", "100ev")
 """What a market model forecasts: the sign of the mid's move after so much time or so many events."""
 
+RESERVED = frozenset({"models", "tables", "shadow", "shared", "faust"})
+"""Names in the state folder that are no flow's."""
+
 CATCH_UP = {"prior": Tier.PRIOR, "full": Tier.FULL, "silent": Tier.SILENT}
 
 
@@ -152,6 +155,11 @@ class Flow:
             raise DeclarationError(
                 f"flow {self.name!r}: k_max={self.k_max}; give top_k={self.top_k} to candidates="
                 f"{self.candidates}, or 0"
+            )
+        if self.name in RESERVED:
+            raise DeclarationError(
+                f"flow {self.name!r}: a worker keeps files of its own under {sorted(RESERVED)} in the state "
+                "folder; give the flow another name"
             )
         if self.merge and (self.catalogue is None or duration_ns(self.merge) < 1):
             raise DeclarationError(

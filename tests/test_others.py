@@ -9,7 +9,7 @@ import pytest
 
 from streamai.catalogue import Catalogue
 from streamai.engine import Engine
-from streamai.errors import ModelError
+from streamai.errors import DeclarationError, ModelError
 from streamai.events import CLICKS
 from streamai.flow import Counts, Flow
 from streamai.kernels import others as kernel
@@ -181,3 +181,13 @@ def test_popularity_is_of_all_partitions():
     scored = engine.step(events[last : last + 1], 1)
     tops = engine.others.arrays()["others_top_fast"]
     assert scored.scores[0, 0] <= 1.0 and set(scored.items[0].tolist()) & set((tops[:10] - 1).tolist())
+
+
+def test_what_a_flow_may_say():
+    with pytest.raises(DeclarationError, match="0s"):
+        flow_of(merge="0s")
+    with pytest.raises(DeclarationError, match="with a catalogue"):
+        Flow("f", "clicks", views=(), schema=CLICKS, merge="5m")
+    with pytest.raises(DeclarationError, match="give the flow another name"):
+        Flow("models", "clicks", views=(), schema=CLICKS)
+    assert "versions" in flow_of(merge="5m").topics and "versions" not in flow_of().topics

@@ -10,7 +10,8 @@ An answer to a request has the form of an event's output, with `"request":true` 
 the request named candidates that the catalogue has not, `"unknown_candidates":N`; event_ts_ns is the time
 that it is the answer for.
 
-id is topic/partition/offset of the event. model, plan and catalogue are digests (null: there is none).
+id is topic/partition/offset of the event. model, plan and catalogue are digests (null: there is none). Where
+other partitions' counts are taken in (Flow.merge), "tables" behind the catalogue is their digest.
 Late events and those of tier SILENT give no value. At tier PRIOR signals is {} and target null.
 """
 
