@@ -13,7 +13,7 @@ import platform
 import sys
 import time
 
-MODULES = ("features", "wire", "model", "step", "live", "backtest", "peers")
+MODULES = ("features", "wire", "model", "step", "live", "backtest", "peers", "runtimes")
 GROUPS = {
     "decode": "wire",
     "encode": "wire",
@@ -22,6 +22,7 @@ GROUPS = {
     "counts": "model",
     "checkpoint": "step",
     "peer": "peers",
+    "runtime": "runtimes",
 }
 """Module of a name's first part, where it is not the part itself."""
 FIGURES = ("name", "value", "unit", "n", "peer", "peer_value", "limit", "ratio_to_peer", "ratio_to_limit")

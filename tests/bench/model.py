@@ -94,7 +94,7 @@ def _bandwidth(size):
     return x.nbytes * n / _best(lambda: _read_times(x, n))
 
 
-def _in_int8(w):
+def in_int8(w):
     """The matrices of w packed in 8 bits; see `kernels.quant`."""
     parts, steps, sums = [], [], []
     for name in ("Wg", "Wo", "W1", "W2"):
@@ -112,9 +112,10 @@ def _in_int8(w):
     return w | empty | dict(zip(("Wq", "Ws", "Wc"), joined))
 
 
-def _step(d, int8=False):
+def made(d, n):
+    """Weights of 2 layers of width d, item and unknown tables, and n tokens, kinds, gaps and sides."""
     r = np.random.default_rng(d)
-    layers, m, items, n = 2, 2 * d, 1000, 16_000 // d
+    layers, m, items = 2, 2 * d, 1000
 
     def g(*shape):
         return (r.standard_normal(shape) * 0.1).astype(np.float32)
@@ -125,30 +126,41 @@ def _step(d, int8=False):
         "gap_w": np.abs(g(layers, d)), "Wo": g(layers, d, d), "W1": g(layers, d, 2 * m),
         "W2": g(layers, m, d), "final_gain": g(d),
     }  # fmt: skip
-    item, unknown, known = g(items, d), g(64, d), np.ones(items, np.uint8)
+    item, unknown = g(items, d), g(64, d)
     token, side = r.integers(0, items, n).astype(np.int32), g(n, 2)
     kind, gap = r.integers(0, 8, n).astype(np.uint8), r.integers(0, 64, n).astype(np.uint8)
+    return w, item, unknown, token, kind, gap, side
+
+
+def _step(d, int8=False):
+    layers, m, n = 2, 2 * d, 16_000 // d
+    w, item, unknown, token, kind, gap, side = made(d, n)
+    known = np.ones(len(item), np.uint8)
     w |= {"Wq": np.zeros((0, 0), np.int8), "Ws": np.zeros((0, 0), np.float32)}
     w["Wc"] = np.zeros((0, 0), np.int32)
     state, scratch = np.zeros((layers * 4 + 1) * d, np.float32), np.zeros(16 * d + 4 * m, np.float32)
     q, arrays, octets = np.zeros((n, d), np.float32), [w[k] for k in lm.ARRAYS], np.zeros(4 * d, np.uint8)
     if int8:
-        arrays = [_in_int8(w)[k] for k in lm.ARRAYS]
+        arrays = [in_int8(w)[k] for k in lm.ARRAYS]
     seconds = _best(
         lambda: lm.run(
             token, kind, gap, side, item, known, unknown, *arrays, int8, state, scratch, octets, q
         )
     )
-    weights = [w[k] for k in ("Wg", "Wo", "W1", "W2")]
-    work = sum(a.size for a in weights)
+    return {
+        "name": f"lm/step_{d}{'_int8' if int8 else ''}", "value": seconds / n * 1e6, "unit": "us", "n": n,
+        **floor(w, int8),
+    }  # fmt: skip
+
+
+def floor(w, int8):
+    """The least time of one step on this machine, us: of its multiply-adds or of reading its weights."""
+    work = sum(w[k].size for k in ("Wg", "Wo", "W1", "W2"))
     size = work if int8 else 4 * work
     floors = {"multiply-adds": work / (_octet_ops() if int8 else _flops())}
     floors["reading the weights"] = size / _bandwidth(size)
     slowest = max(floors, key=floors.get)
-    return {
-        "name": f"lm/step_{d}{'_int8' if int8 else ''}", "value": seconds / n * 1e6, "unit": "us", "n": n,
-        "limit": floors[slowest] * 1e6, "limit_is": slowest, "weights_kb": size // 1024,
-    }  # fmt: skip
+    return {"limit": floors[slowest] * 1e6, "limit_is": slowest, "weights_kb": size // 1024}
 
 
 @names("lm/step_64")
