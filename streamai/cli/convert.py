@@ -1,4 +1,4 @@
-"""`streamai convert`: public market files -> market events in parquet."""
+"""`streamai convert`: public files of market data and of sessions -> events in parquet."""
 
 from __future__ import annotations
 
@@ -23,18 +23,32 @@ def add(subparsers) -> None:
     taq.add_argument("out", help="parquet file to write")
     taq.add_argument("--instrument", required=True, help="name of the instrument")
     taq.add_argument("--session", action="store_true", help="only 09:30 to 16:00 New York")
-    for layout in (lobster, taq):
+    sessions = []
+    for name, file in (
+        ("yoochoose", "yoochoose-clicks.dat"),
+        ("retailrocket", "events.csv of RetailRocket; sessions end after 30 idle minutes"),
+        ("diginetica", "train-item-views.csv of Diginetica"),
+    ):
+        sessions.append(layouts.add_parser(name, help=file))
+        sessions[-1].add_argument("file", help=file)
+        sessions[-1].add_argument("out", help="parquet file to write")
+    for layout in (lobster, taq, *sessions):
         layout.add_argument("--json", action="store_true", help="last line is one JSON object")
 
 
 def run(args) -> int:
-    from streamai.replay import nbbo
+    from streamai.replay import nbbo, sessions
 
+    if args.layout in sessions.LAYOUTS:
+        return _said(sessions.convert(args.layout, args.file, args.out), args)
     if args.layout == "lobster":
         parts = iter([nbbo.lobster(args.file, args.instrument, args.date)])
     else:
         parts = nbbo.taq(args.quotes, args.trades, args.instrument, args.session)
-    rows = _write(parts, args.out)
+    return _said(_write(parts, args.out), args)
+
+
+def _said(rows: int, args) -> int:
     print(json.dumps({"out": args.out, "events": rows}) if args.json else f"{rows:,} events -> {args.out}")
     return 0
 
