@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamai.evaluate import metrics as m
+from streamai.evaluate.tally import windows
 
 
 def f4(*values):
@@ -104,3 +105,9 @@ def test_what_comes_true_as_often_as_it_says_is_calibrated(seed):
     truth = (rng.random(20_000)[:, None] > chance.cumsum(1)).sum(1).clip(0, 2)
     assert m.calibration_error(truth, chance) < 0.03
     assert m.calibration_error((truth + 1) % 3, chance) > 0.2
+
+
+def test_windows_are_means_in_order_and_leave_out_a_short_end():
+    values = np.concatenate([np.full(10_000, 0.25), np.full(10_000, 0.5), np.full(5_000, 1.0)])
+    assert windows(values) == [0.25, 0.5, 1.0]
+    assert windows(values[:24_999]) == [0.25, 0.5] and windows(values[:10]) == []

@@ -119,6 +119,7 @@ def _clicks(flow, table, args) -> dict:
         }
         for mode, title in titles.items():
             _print_models(report["models"], report["paired"], mode, title)
+        _print_windows(report["models"])
         _print_seeds(report.get("seeds", {}))
         speed = "  ".join(f"{k} {v:,.4g}" for k, v in report["speed"].items())
         print(f"{speed}  bytes_per_key {report['bytes_per_key']:,}  budget_ms {report['budget_ms']:g}")
@@ -178,6 +179,24 @@ def _print_models(models: dict, paired: dict, mode: str, title: str) -> None:
         if less:
             beside = f"{less['ndcg@10']:+.4f} [{less['ndcg@10_low']:+.4f}, {less['ndcg@10_high']:+.4f}]"
         table.add_row(model, *cells, f"{f['coverage@10']:.3f}", f"{f['gini@10']:.3f}", beside)
+    Console(width=170).print(table)
+
+
+def _print_windows(models: dict) -> None:
+    """How quality moves with time, where there is more than one window."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from streamai.evaluate.tally import WINDOW
+
+    count = max(len(modes["all"]["ndcg@10_windows"]) for modes in models.values())
+    if count < 2:
+        return
+    table = Table(title=f"NDCG@10 by {WINDOW:,} targets in the order of time, all items")
+    for column in ("model", *(f"{k + 1}" for k in range(count))):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for model, modes in models.items():
+        table.add_row(model, *(f"{v:.4f}" for v in modes["all"]["ndcg@10_windows"]))
     Console(width=170).print(table)
 
 

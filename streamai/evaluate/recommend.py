@@ -145,7 +145,7 @@ def spread(runs: list[dict]) -> dict:
     for model in runs[0]:
         for mode, figures in runs[0][model].items():
             for name in figures:
-                if "_se" in name or name == "targets":
+                if "_se" in name or name in ("targets", "ndcg@10_windows"):
                     continue
                 values = np.array([r[model][mode][name] for r in runs])
                 sd = float(values.std(ddof=1))

@@ -11,6 +11,8 @@ LIST = 50
 """Length of the lists that are judged."""
 SHOWN = 10
 """Of those, how many count for coverage and exposure."""
+WINDOW = 10_000
+"""Targets, in the order of time, that one figure of how quality moves is of."""
 COLD_EVENTS = 5
 """An item with so many events or fewer is cold: hardly anything is known of it but its text."""
 
@@ -98,6 +100,13 @@ def paired(tally: Tally, others: dict[str, Tally], repeat: np.ndarray, cold: np.
     return out
 
 
+def windows(values: np.ndarray) -> list[float]:
+    """Means of WINDOW values after the other, in the order of the targets; of the last ones, if there are at
+    least half as many."""
+    parts = [values[at : at + WINDOW] for at in range(0, len(values), WINDOW)]
+    return [float(part.mean()) for part in parts if len(part) >= WINDOW // 2]
+
+
 def _figures(ranks: np.ndarray, group: np.ndarray, shown: np.ndarray) -> dict:
     out = {"targets": len(ranks)}
     for name, values in (
@@ -105,6 +114,7 @@ def _figures(ranks: np.ndarray, group: np.ndarray, shown: np.ndarray) -> dict:
         ("hr@50", m.hits(ranks, 50)), ("ndcg@10", m.ndcg(ranks, 10)), ("mrr@20", m.mrr(ranks, 20)),
     ):  # fmt: skip
         out[name], out[f"{name}_se"] = m.mean_and_error(values, group)
+    out["ndcg@10_windows"] = windows(m.ndcg(ranks, 10))
     out["coverage@10"] = float(np.count_nonzero(shown) / max(len(shown), 1))
     out["gini@10"] = m.gini(shown)
     return out
