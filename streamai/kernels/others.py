@@ -56,7 +56,7 @@ def rejoin_all(norm, pop, joint):
 
 @njit(**jit)
 def _spread(ids, w, i, scale, acc, touched, m):
-    """Add row i to acc; returns the number touched so far."""
+    """Add scale times row i to acc; returns the number touched so far."""
     for s in range(ids.shape[1]):
         j = ids[i, s] - 1
         if j < 0:
@@ -154,13 +154,7 @@ def most_fast(T, S, W):
 
 
 @njit(**jit)
-def add_table(ids, w, i, scale, acc, touched, m):
-    """`_spread` for a merge: row i of one table, times scale, to acc; returns the number touched so far."""
-    return _spread(ids, w, i, scale, acc, touched, m)
-
-
-@njit(**jit)
-def keep_row(acc, touched, m, values, which, ids, w, i):
+def _keep_row(acc, touched, m, values, which, ids, w, i):
     """Row i of a merged table: the greatest of what was added, ties to the lower item; acc is cleared."""
     width = ids.shape[1]
     for p in range(m):
@@ -184,5 +178,5 @@ def merge(ids, w, scales, out_ids, out_w, acc, touched, values, which):
     for i in range(out_ids.shape[0]):
         m = 0
         for p in range(ids.shape[0]):
-            m = add_table(ids[p], w[p], i, scales[p], acc, touched, m)
-        keep_row(acc, touched, m, values, which, out_ids, out_w, i)
+            m = _spread(ids[p], w[p], i, scales[p], acc, touched, m)
+        _keep_row(acc, touched, m, values, which, out_ids, out_w, i)
