@@ -293,3 +293,25 @@ def test_partitions_take_in_what_the_others_count_and_a_replay_does_too(tmp_path
             assert len(tables) > 8 and None in tables
         finally:
             stage.stop()
+
+
+def test_a_shadow_that_cannot_be_opened_leaves_the_worker_serving(tmp_path):
+    """Its folder cannot be made: said in the log, tried once a model, and every event is served."""
+    made = [random_model(tmp_path / f"{k}.weights", k, 16, IDS) for k in range(2)]
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state/shadow").write_text("in the way")
+    with bootstrap() as address:
+        stage = Stage(address, tmp_path, catalogue=True, model=made[0], STREAMAI_SHADOW=str(made[1]))
+        try:
+            measure_cost(stage.flow())
+            worker = stage.start()
+            stage.produce(1000)
+            stats = worker.wait_for("stats", lambda s: s["events"]["scored"] == 1000)
+            assert stats["shadow"] == {}
+            served = {id_of(m): m.value() for m in stage.read(f"{stage.name}-recommendations", 1000)}
+            assert served == stage.expected(output="result")
+            assert worker.terminate() == 0, stage.log()
+            log = (tmp_path / f"{stage.name}.log").read_text()
+            assert log.count("goes on without the shadow") == 4
+        finally:
+            stage.stop()

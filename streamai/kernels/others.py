@@ -56,7 +56,10 @@ def rejoin_all(norm, pop, joint):
 
 @njit(**jit)
 def _spread(ids, w, i, scale, acc, touched, m):
-    """Add scale times row i to acc; returns the number touched so far."""
+    """Add scale times row i to acc; returns the number touched so far.
+
+    The same loop stands in `counts.accumulate`: called from there it made that 9 to 15 % slower.
+    """
     for s in range(ids.shape[1]):
         j = ids[i, s] - 1
         if j < 0:

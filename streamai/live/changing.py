@@ -26,9 +26,14 @@ log = logging.getLogger("streamai.live")
 
 
 class ChangingPump(Pump):
-    """A Pump that can go on with something else. shadow: a second model beside what serves, or None."""
+    """A Pump that can go on with something else.
+
+    shadow         a second model beside what serves, or None
+    shadow_digest  of the one that was last begun with, also where that failed
+    """
 
     shadow: Shadow | None = None
+    shadow_digest = ""
 
     def _open(self, engine) -> None:
         super()._open(engine)
@@ -104,15 +109,21 @@ class ChangingPump(Pump):
         self.stats.stages["shadow"].add(self.clock.monotonic_ns() - began)
         await self._publish()
 
-    async def begin_shadow(self, open_shadow: Callable[[], Shadow]) -> None:
-        """Go on with a second model, from the next event on, beside what serves."""
+    async def begin_shadow(self, digest: str, open_shadow: Callable[[], Shadow]) -> None:
+        """Go on with a second model of this digest, from the next event on, beside what serves. Where it
+        cannot be opened, the log says why and there is none."""
         async with self._between_batches() as ready:
             if not ready:
                 return
-            if self.shadow is not None:
-                self.shadow.close()
-            self.shadow = await asyncio.to_thread(open_shadow)
-            self.stats.shadow[self.partition] = self.shadow.digest
+            self._closed()
+            self.shadow, self.shadow_digest = None, digest
+            self.stats.shadow.pop(self.partition, None)
+            try:
+                self.shadow = await asyncio.to_thread(open_shadow)
+            except Exception:
+                log.exception("partition %d goes on without the shadow %s", self.partition, digest)
+                return
+            self.stats.shadow[self.partition] = digest
 
     def _closed(self) -> None:
         if self.shadow is not None:

@@ -200,8 +200,8 @@ class Partitions:
         for partition, pump in list(self.pumps.items()):
             if self.watched is None or pump.closing:
                 continue
-            if self.shadow is not None and (pump.shadow is None or pump.shadow.digest != self.shadow.digest):
-                await pump.begin_shadow(lambda pump=pump: self._shadow_of(pump))
+            if self.shadow is not None and pump.shadow_digest != self.shadow.digest:
+                await pump.begin_shadow(self.shadow.digest, lambda pump=pump: self._shadow_of(pump))
             if pump.engine.model_digest == self.watched.digest:
                 continue
             if pump.engine.position >= self._due[partition]:
