@@ -13,7 +13,7 @@ import platform
 import sys
 import time
 
-MODULES = ("features", "wire", "model", "step", "live", "backtest", "peers", "runtimes")
+MODULES = ("features", "wire", "model", "step", "live", "backtest", "peers", "runtimes", "change")
 GROUPS = {
     "decode": "wire",
     "encode": "wire",
@@ -23,6 +23,8 @@ GROUPS = {
     "checkpoint": "step",
     "peer": "peers",
     "runtime": "runtimes",
+    "swap": "change",
+    "merge": "change",
 }
 """Module of a name's first part, where it is not the part itself."""
 FIGURES = ("name", "value", "unit", "n", "peer", "peer_value", "limit", "ratio_to_peer", "ratio_to_limit")
